@@ -1,0 +1,1 @@
+"""When an edited language model is fine-tuned, what does it forget?"""

@@ -1,0 +1,69 @@
+"""Texts to token ids, with the places that editing and probing need: where an answer starts, where a subject ends.
+
+All places come from the tokenizer's own character offsets of the whole string, so that BOS tokens, leading spaces and
+merges across the border of prompt and answer cannot shift them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from retention.types import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """Token ids of a prompt followed by an answer."""
+
+    ids: tuple[int, ...]
+    answer_start: int  # index of the first token that holds a character of the answer; len(ids) without an answer
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"{type(tokenizer).__name__} gives no character offsets; use the model's fast tokenizer")
+    out = tokenizer(text, return_offsets_mapping=True, add_special_tokens=True)
+    ids, offsets = list(out["input_ids"]), list(out["offset_mapping"])
+    # A tokenizer that appends EOS would put it between the prompt and what the model should say next.
+    while ids and tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id and len(ids) > 1:
+        if offsets[-1][0] != offsets[-1][1]:
+            break
+        ids.pop()
+        offsets.pop()
+    return ids, offsets
+
+
+def join(prompt: str, answer: str) -> str:
+    """The prompt followed by the answer, with one space between them unless the prompt already ends in white space."""
+    return prompt + answer if prompt[-1:].isspace() else f"{prompt} {answer}"
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str | None = None) -> Encoded:
+    """Encode `prompt`, or `prompt answer` as one string. A token that straddles the border belongs to the answer."""
+    if answer is None:
+        ids, _ = _encode(tokenizer, prompt)
+        return Encoded(ids=tuple(ids), answer_start=len(ids))
+    ids, offsets = _encode(tokenizer, join(prompt, answer))
+    start = next((i for i, (a, b) in enumerate(offsets) if b > len(prompt) and b > a), len(ids))
+    # A token that is only the space between the two belongs to the prompt's side of nothing: count it with the answer.
+    return Encoded(ids=tuple(ids), answer_start=start)
+
+
+def subject_last(tokenizer: PreTrainedTokenizerFast, phrasing: str, subject: str, prefix: str = "") -> int:
+    """Index of the last token that holds a character of the subject in prefix + phrasing with `{}` filled in.
+
+    The index is the same whatever follows, unless the subject's last characters merge with what comes after them, so
+    callers encode the very text that they will run. Raises UserError if the subject has no token.
+    """
+    before, after = phrasing.split("{}")
+    text = prefix + before + subject + after
+    _, offsets = _encode(tokenizer, text)
+    first, last = len(prefix + before), len(prefix + before + subject)
+    inside = [i for i, (a, b) in enumerate(offsets) if a < last and b > first and b > a]
+    if not inside:
+        raise UserError(f"the subject {subject!r} has no token in {text!r}")
+    return inside[-1]
