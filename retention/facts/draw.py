@@ -1,0 +1,157 @@
+"""Draw a run's facts from a pool, by seed, and turn them into the questions that every probe is asked.
+
+One function makes the questions of every group, so that edited and intrinsic facts are asked in the same way. Edited
+and control facts are drawn blindly; intrinsic ones must be known to the base model by the criterion that also counts as
+success for an edit (direct question, every token of the answer the argmax). Knows no editor and no file format.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from retention.facts._part import FactsPart
+from retention.types import Edit, Fact, FactPool, Question, UserError
+
+Known = Callable[[Sequence[Question]], list[bool]]
+Rival = Callable[[Sequence[tuple[str, str, tuple[str, ...]]]], list[str | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """The facts of one run. `facts` holds every fact that a question asks about, by id."""
+
+    edits: tuple[Edit, ...]
+    facts: dict[str, Fact]
+    questions: tuple[Question, ...]
+    dropped: dict[str, int]  # reason -> how many facts were passed over
+
+
+def draw(pool: FactPool, want: FactsPart, seed: int, known: Known, rival: Rival) -> Draw:
+    """Draw edits, controls, intrinsic facts, neighbors and same-subject facts, in this order, with disjoint subjects.
+
+    `known` tells for direct questions whether the base model answers them; `rival` gives, for (text, answer, objects)
+    triples, the object that the base model finds most likely besides the answer. Raises UserError when the pool has too
+    few facts, or the base model knows none.
+    """
+    rng = random.Random(f"draw {seed}")
+    dropped: dict[str, int] = dict(pool.dropped)
+
+    def drop(reason: str) -> None:
+        dropped[reason] = dropped.get(reason, 0) + 1
+
+    edits, controls, subjects = _candidates(pool, want, rng, drop)
+    by_subject: dict[str, list[Fact]] = defaultdict(list)
+    by_object: dict[tuple[str, str], list[Fact]] = defaultdict(list)
+    for fact in pool.facts:
+        by_subject[fact.subject].append(fact)
+        by_object[fact.relation, fact.target].append(fact)
+
+    # (fact, group, answer, foil, the edit it stands beside): what is asked, in the order in which it is stored.
+    asked: list[tuple[Fact, str, str, str | None, str | None]] = []
+    asked += [(e.fact, "edited", e.target, e.fact.target or None, None) for e in edits]
+    asked += [(e.fact, "control", e.fact.target, e.target, None) for e in controls]
+
+    taken = {e.fact.id for e in (*edits, *controls)}
+    for edit in edits:
+        near = list(pool.neighborhood.get(edit.fact.id, ()))
+        if not near:
+            near = [f for f in by_object[edit.fact.relation, edit.fact.target] if f.subject not in subjects]
+            rng.shuffle(near)
+        for fact in near[: want.neighbors]:
+            asked.append((fact, "neighbor", fact.target, None, edit.fact.id))
+            taken.add(fact.id)
+        siblings = [
+            f
+            for f in by_subject[edit.fact.subject]
+            if f.relation != edit.fact.relation and not {f.prompt, *f.phrasings} & set(edit.anchors)
+        ]
+        rng.shuffle(siblings)
+        for fact in siblings[: want.same_subject]:
+            asked.append((fact, "same_subject", fact.target, None, edit.fact.id))
+            taken.add(fact.id)
+
+    candidates = [f for f in pool.facts if f.subject not in subjects and f.id not in taken]
+    rng.shuffle(candidates)
+    intrinsic = _known_facts(candidates, want.intrinsic, known, drop)
+    asked += [(f, "intrinsic", f.target, None, None) for f in intrinsic]
+
+    # Foils: the strongest rival among the relation's objects, for every fact that has no old or new object as its foil.
+    bare = [i for i, (_, _, _, foil, _) in enumerate(asked) if foil is None]
+    rivals = rival([(asked[i][0].text(), asked[i][2], pool.objects.get(asked[i][0].relation, ())) for i in bare])
+    for i, foil in zip(bare, rivals, strict=True):
+        fact, group, answer, _, edit_of = asked[i]
+        asked[i] = (fact, group, answer, foil, edit_of)
+
+    questions: dict[str, Question] = {}
+    for fact, group, answer, foil, edit_of in asked:
+        phrasings = [("direct", fact.prompt)]
+        if group in ("edited", "intrinsic", "control"):
+            paraphrases = sorted(fact.paraphrases)
+            random.Random(f"paraphrases {seed} {fact.id}").shuffle(paraphrases)
+            phrasings += [("paraphrase", p) for p in paraphrases[: want.paraphrases]]
+        for form, phrasing in phrasings:
+            question = Question(
+                fact_id=fact.id, group=group, form=form, text=fact.text(phrasing), answer=answer, foil=foil, edit_of=edit_of
+            )
+            questions[question.id] = question
+    return Draw(
+        edits=tuple(edits),
+        facts={fact.id: fact for fact, *_ in asked},
+        questions=tuple(questions.values()),
+        dropped=dropped,
+    )
+
+
+def _candidates(
+    pool: FactPool, want: FactsPart, rng: random.Random, drop: Callable[[str], None]
+) -> tuple[list[Edit], list[Edit], set[str]]:
+    """The edits and the controls: shuffled candidates with distinct subjects, nothing else asked of them."""
+    candidates = list(pool.edits)
+    rng.shuffle(candidates)
+    chosen: list[Edit] = []
+    subjects: set[str] = set()
+    for edit in candidates:
+        if len(chosen) == want.edited + want.control:
+            break
+        if edit.fact.subject in subjects:
+            drop("edit candidate: its subject is already edited or a control")
+            continue
+        chosen.append(edit)
+        subjects.add(edit.fact.subject)
+    if len(chosen) < want.edited + want.control:
+        raise UserError(
+            f"facts: edited ({want.edited}) + control ({want.control}) facts with distinct subjects were asked for; "
+            f"the source has {len(chosen)}. Ask for fewer."
+        )
+    return chosen[: want.edited], chosen[want.edited :], subjects
+
+
+def _known_facts(candidates: list[Fact], number: int, known: Known, drop: Callable[[str], None]) -> list[Fact]:
+    """The first `number` candidates that the base model knows, read in batches until there are enough."""
+    found: list[Fact] = []
+    at = 0
+    while len(found) < number and at < len(candidates):
+        batch = candidates[at : at + max(64, number)]
+        at += len(batch)
+        questions = [
+            Question(fact_id=f.id, group="intrinsic", form="direct", text=f.text(), answer=f.target, foil=None)
+            for f in batch
+        ]
+        for fact, right in zip(batch, known(questions), strict=True):
+            if len(found) == number:
+                break
+            if right:
+                found.append(fact)
+            else:
+                drop("intrinsic candidate: not known to the base model")
+    if len(found) < number:
+        what = "knows none of them" if not found else f"knows only {len(found)}"
+        raise UserError(
+            f"facts: {number} intrinsic facts were asked for; of {len(candidates)} candidates the base model {what} "
+            "(direct question, every token of the answer right). Ask for fewer (facts.intrinsic), another source, "
+            "or a model that knows these facts."
+        )
+    return found
