@@ -1,0 +1,138 @@
+"""What is trained in phase 2: all weights, or any adapter that peft knows by name.
+
+The harness owns where an adapter sits (`targets`, resolved for the architecture); every other field of the peft
+method's config passes through, validated by name and type.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
+
+from retention.types import Part, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+OWNED = ("target_modules", "task_type", "peft_type", "inference_mode", "base_model_name_or_path", "revision")
+
+
+class Full(Part):
+    """Every weight is trained, save what a mitigation freezes."""
+
+    name: Literal["full"] = "full"
+
+
+class Adapter(Part):
+    """A peft method by its name (lora, dora, ia3, oft, vera ...). `dora` is lora with use_dora, as papers name it."""
+
+    name: str
+    targets: Literal["mlp", "attention", "all"] | tuple[str, ...] = Field(
+        "all", description="the modules that are adapted, or their leaf names"
+    )
+    settings: dict[str, Any] = Field(default_factory=dict, description="fields of the peft method's config")
+
+    @model_validator(mode="after")
+    def _known(self) -> Adapter:
+        validate_fields(self.peft_fields(), self.settings, OWNED, f"adapter {self.name}: settings", "targets")
+        return self
+
+    def config_class(self) -> Any:
+        """The peft config class of this method. Raises ValueError with the nearest name."""
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+        known = {key.value.lower(): cls for key, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+        known["dora"] = known["pissa"] = known["lora"]
+        if self.name.lower() not in known:
+            near = difflib.get_close_matches(self.name.lower(), ["full", *known], n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; expected full or one of {', '.join(sorted(known))}"
+            raise ValueError(f"unknown adapter {self.name!r}{hint}")
+        return known[self.name.lower()]
+
+    def peft_fields(self) -> dict[str, Any]:
+        return config_fields(self.config_class())
+
+    def wrap(self, model: PreTrainedModel, projections: dict[str, tuple[str, ...]]) -> Any:
+        """The model with the adapter around it. `projections`: leaf names of its mlp's and attention's matrices."""
+        from peft import get_peft_model
+
+        if isinstance(self.targets, tuple):
+            leaves = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+            wrong = next((t for t in self.targets if t not in leaves), None)
+            if wrong is not None:
+                near = difflib.get_close_matches(wrong, sorted(leaves), n=1)
+                raise UserError(
+                    f"adapter {self.name}: targets: this model has no module {wrong!r}"
+                    + (f"; did you mean {near[0]!r}?" if near else "")
+                )
+            targets = list(self.targets)
+        else:
+            kinds = ("mlp", "attention") if self.targets == "all" else (self.targets,)
+            targets = sorted({leaf for kind in kinds for leaf in projections[kind]})
+        fixed: dict[str, Any] = {"task_type": "CAUSAL_LM", **self.settings}
+        fields = self.peft_fields()
+        if "target_modules" in fields:
+            fixed["target_modules"] = targets
+        if self.name.lower() == "dora":
+            fixed["use_dora"] = True
+        if self.name.lower() == "pissa":
+            fixed["init_lora_weights"] = "pissa"
+        return get_peft_model(model, self.config_class()(**fixed))
+
+
+def config_fields(config: Any) -> dict[str, Any]:
+    """Field name -> type of a configuration dataclass, without what only its base machinery uses."""
+    hints = typing.get_type_hints(config)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config) if field.init}
+
+
+def validate_fields(fields: dict[str, Any], given: dict[str, Any], owned: tuple[str, ...], where: str, instead: str) -> None:
+    """Check pass-through settings by name and type. Raises ValueError with all mistakes."""
+    problems = []
+    for name, value in given.items():
+        if name in owned:
+            problems.append(f"{where}.{name} is set by the harness; use `{instead}`")
+        elif name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+            problems.append(f"{where}.{name}: unknown" + (f"; did you mean {near[0]!r}?" if near else ""))
+        else:
+            problem = type_problem(fields[name], value)
+            if problem:
+                problems.append(f"{where}.{name}: {problem}, got {value!r}")
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def type_problem(kind: Any, value: Any) -> str | None:
+    """Why a YAML value is not of a config field's type, or None."""
+    try:
+        TypeAdapter(kind, config={"arbitrary_types_allowed": True}).validate_python(value, strict=True)
+    except ValidationError as strict:
+        try:  # enums are written by their value, tuples and sets as lists: what a YAML file can say
+            if isinstance(value, (str, list)):
+                TypeAdapter(kind, config={"arbitrary_types_allowed": True}).validate_python(value)
+                if not _numeric_text(kind, value):
+                    return None
+        except ValidationError:
+            pass
+        message = strict.errors(include_url=False)[0]["msg"]
+        return message[0].lower() + message[1:]
+    return None
+
+
+def _numeric_text(kind: Any, value: Any) -> bool:
+    """Whether lax validation would have read a text as a number or a truth value."""
+    if not isinstance(value, str):
+        return False
+    out = TypeAdapter(kind, config={"arbitrary_types_allowed": True}).validate_python(value)
+    return isinstance(out, (bool, int, float))
+
+
+AnyAdapter = Annotated[
+    Annotated[Full, Tag("full")] | Annotated[Adapter, Tag("peft")],
+    Discriminator(lambda v: "full" if (v.get("name") if isinstance(v, dict) else getattr(v, "name", None)) == "full" else "peft"),
+]

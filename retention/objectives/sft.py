@@ -1,0 +1,23 @@
+"""Supervised fine-tuning on prompts and completions, by trl's SFTTrainer."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from retention.objectives._part import Objective
+
+
+class Sft(Objective):
+    """Cross-entropy on the completion alone, or on prompt and completion."""
+
+    trainer: ClassVar[str] = "SFTTrainer"
+    config: ClassVar[str] = "SFTConfig"
+    rows: ClassVar[Literal["prompt_completion", "text"]] = "prompt_completion"
+
+    name: Literal["sft"] = "sft"
+    completion_only: bool = Field(True, description="loss on the completion's tokens only; false: on the prompt's too")
+
+    def arguments(self) -> dict[str, Any]:
+        return {"completion_only_loss": self.completion_only}
