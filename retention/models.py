@@ -1,0 +1,344 @@
+"""Load a causal language model, and say where it keeps its blocks, its MLPs and their second matrices.
+
+Knows no architecture by name: places are found by running one block and watching which of its matrices are used when.
+Knows nothing about facts or edits.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from retention.hooks import BlockCalls, StopForward, first, on_input, on_output, recording, stopped, undisturbed
+from retention.types import Part, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CONTENT_FILES = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*token*.json", "merges.txt",
+                 "vocab.*", "corpus.txt")  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------ loading
+
+
+class HubModel(Part):
+    """A causal language model in a folder or on the Hub. Never runs code that comes with the weights."""
+
+    name: str = Field(description="a folder, or a name on the Hub such as openai-community/gpt2")
+    revision: str | None = Field(default=None, description="commit, tag or branch on the Hub; None is its main branch")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="the weights are rounded to it, then held in float32 while they are worked on"
+    )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory, float32 and in evaluation mode, with what identifies it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    content: str  # hash of weights, config and tokenizer files, and of dtype where it is not float32
+    corpus: tuple[str, ...] = ()  # lines of corpus.txt, where the folder has one: texts it was pretrained on
+    folder: Path | None = None
+    dtype: str = "float32"  # what the weights were rounded to
+
+
+def load_model(
+    name: str | Path, revision: str | None = None, dtype: str = "float32", device: str | torch.device | None = None
+) -> Loaded:
+    """Load from a folder or the Hub, from safetensors only, float32 in memory whatever `dtype`.
+
+    Raises UserError if there is no such folder, if it holds no causal language model, or if its tokenizer gives no
+    character offsets.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}{_nearest(dtype, DTYPES)}")
+    folder = resolve(name, revision)
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"model: {folder} has no *.safetensors file; save it with save_pretrained(folder) first")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model: {folder} does not hold a causal language model that can be loaded: {error}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    if not tokenizer.is_fast:
+        raise UserError(f"model: {folder} has no fast tokenizer (tokenizer.json), and places in a text need one")
+    model = model.float().to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    content = content_hash(folder)
+    if dtype != "float32":
+        content = hashlib.sha256(f"{content} {dtype}".encode()).hexdigest()
+    corpus = folder / "corpus.txt"
+    lines = tuple(corpus.read_text(encoding="utf-8").splitlines()) if corpus.is_file() else ()
+    return Loaded(model, tokenizer, content, lines, folder, dtype)  # type: ignore[arg-type]  # is_fast was checked
+
+
+def resolve(name: str | Path, revision: str | None = None) -> Path:
+    """The folder that holds the model; a Hub name is fetched (or found in the Hub's own cache)."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"model: {folder} has no config.json, so it is not a model folder")
+        return folder
+    text = str(name)
+    if text.startswith((".", "/", "~")) or text.count("/") != 1:
+        siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise UserError(
+            f"model: there is no folder {text!r}{_nearest(folder.name, siblings)}; "
+            "give a folder, or a Hub name such as openai-community/gpt2"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(text, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model: {text!r} is no folder here and could not be fetched from the Hub: {reason}") from error
+
+
+def content_hash(folder: str | Path) -> str:
+    """Hash of the names and bytes of a model folder's weights, config and tokenizer files."""
+    digest = hashlib.sha256()
+    files = {file for pattern in CONTENT_FILES for file in Path(folder).glob(pattern)}
+    for file in sorted(files, key=lambda file: file.name):
+        digest.update(file.name.encode() + b"\0")
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _nearest(word: str, known: Any) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+# ------------------------------------------------------------------------------------------------------ anatomy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anatomy:
+    """Where a model keeps what editors and adapters touch. Patterns hold `{}` for the layer's index, from 0."""
+
+    layers: int
+    hidden: int  # width d of the residual stream
+    mlp_width: int  # width of the keys: inputs of the second matrix
+    block: str  # e.g. model.layers.{}
+    attention: str
+    mlp: str  # the module whose output is the MLP's (the second matrix itself where the block has no MLP module)
+    down: str  # the MLP's second matrix, a module
+    attention_projections: tuple[str, ...]  # names of the matrices, relative to the block
+    mlp_projections: tuple[str, ...]
+    final_norm: str | None
+    project_out: str | None  # a matrix between the final norm and the head (OPT-350m)
+    head: str
+    transposed: bool  # the second matrix is stored [in, out] (Conv1D), not [out, in] (Linear)
+    parallel: bool  # the MLP reads the block's input, not attention's output
+    additive: bool  # the block adds the MLP's output to the residual stream as it is, without a norm after it
+    tuples: bool  # blocks return tuples
+    logit_softcap: float | None  # logits = cap * tanh(logits / cap)
+    logit_scale: float  # logits are multiplied by it
+
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        return [model.get_submodule(self.block.format(layer)) for layer in range(self.layers)]
+
+    def down_module(self, model: nn.Module, layer: int) -> nn.Module:
+        self.check(layer)
+        return model.get_submodule(self.down.format(layer))
+
+    def check(self, layer: int) -> int:
+        """The layer, if the model has it. Raises UserError otherwise."""
+        if not 0 <= layer < self.layers:
+            raise UserError(f"layer {layer} is out of range: this model has layers 0 to {self.layers - 1}")
+        return layer
+
+    def logits(self, model: nn.Module, hidden: Tensor) -> Tensor:
+        """Logits [..., vocabulary] of outputs [..., d] of the last block: final norm, head, scale and soft cap."""
+        for name in (self.final_norm, self.project_out, self.head):
+            if name is not None:
+                hidden = model.get_submodule(name)(hidden)
+        if self.logit_scale != 1.0:
+            hidden = hidden * self.logit_scale
+        return hidden if self.logit_softcap is None else torch.tanh(hidden / self.logit_softcap) * self.logit_softcap
+
+
+def is_matrix(module: nn.Module) -> bool:
+    """A plain matrix product: Linear or its like ([out, in]), or Conv1D ([in, out])."""
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Stored as [in, out]. Told from the type, since a square matrix does not tell by its shape."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+def _weight(module: nn.Module) -> nn.Parameter:
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+def anatomy(model: PreTrainedModel) -> Anatomy:
+    """Find the places by running the first block on two tokens.
+
+    The block's last matrix in order of use is the MLP's second one, its first belongs to attention. Raises UserError
+    for mixtures of experts and for blocks that have no single such matrix, with the reason.
+    """
+    config = model.config.get_text_config()
+    path, blocks = _find_blocks(model, config)
+    _refuse_experts(config, blocks)
+    with undisturbed(model), torch.no_grad():
+        first_call = _first_call(model, blocks)
+        return _examine(model, config, path, blocks, *first_call)
+
+
+def _find_blocks(model: nn.Module, config: Any) -> tuple[str, list[nn.Module]]:
+    found = [
+        (name, list(module))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == config.num_hidden_layers
+        and not any(part in name for part in ("vision", "audio", "experts"))
+        and all(any(is_matrix(leaf) for leaf in block.modules()) for block in module)
+    ]
+    if not found:
+        raise UserError(
+            f"{type(model).__name__}: found no list of {config.num_hidden_layers} transformer blocks to edit"
+        )
+    return min(found, key=lambda item: item[0].count("."))
+
+
+def _refuse_experts(config: Any, blocks: list[nn.Module]) -> None:
+    for layer, block in enumerate(blocks):
+        for name, module in block.named_modules():
+            stacked = any(p.dim() == 3 for n, p in module.named_parameters(recurse=False) if "conv" not in name + n)
+            if stacked or isinstance(module, nn.ModuleList) or "expert" in name.lower():
+                raise UserError(
+                    f"block {layer} holds a mixture of experts ({name}): there is no single matrix that a fact's MLP "
+                    f"output comes from, so {config.model_type!r} models cannot be edited by locate-then-edit"
+                )
+
+
+def _first_call(model: PreTrainedModel, blocks: list[nn.Module]) -> tuple[BlockCalls, Tensor]:
+    """How the model calls its first block on two tokens, and the hidden states that it hands it."""
+    states: list[Tensor] = []
+    ids = torch.tensor([[1, 2]], device=next(model.parameters()).device)
+    with recording(blocks) as calls, on_input(blocks[0], states.append), stopped():
+
+        def stop(_output: Tensor) -> None:
+            raise StopForward
+
+        with on_output(blocks[0], stop):
+            model(input_ids=ids, use_cache=False)
+    # Noise instead of embeddings: a fresh model's embeddings are so small that differences drown in rounding.
+    noise = torch.randn(states[0].shape, generator=torch.Generator().manual_seed(0))
+    return calls, noise.to(states[0])
+
+
+def _examine(
+    model: PreTrainedModel, config: Any, path: str, blocks: list[nn.Module], calls: BlockCalls, hidden: Tensor
+) -> Anatomy:
+    block, width = blocks[0], config.hidden_size
+    matrices = {module: name for name, module in block.named_modules() if is_matrix(module)}
+    order: list[str] = []
+    with _Uses(matrices, order):
+        plain = block(hidden, *calls.args[0], **calls.kwargs[0])
+    if len(order) < 3:
+        raise UserError(f"{type(model).__name__}: a block uses {len(order)} matrices; expected attention and an MLP")
+    attention, down = order[0].rsplit(".", 1)[0], order[-1]
+    in_attention = [name for name in order if name.startswith(attention + ".")]
+    in_mlp = [name for name in order if name not in in_attention]
+    mlp = down.rsplit(".", 1)[0] if "." in down else down
+    second = block.get_submodule(down)
+    shape = _weight(second).shape
+    rows, columns = shape[::-1] if is_transposed(second) else shape
+    if down in in_attention or rows != width or len(in_mlp) < 2 or len(set(order)) != len(order):
+        raise UserError(
+            f"{type(model).__name__}: found no single second matrix of the MLP (last used: {down}, {columns} to {rows} "
+            f"with a residual stream of {width}), so this model cannot be edited by locate-then-edit"
+        )
+    for layer, other in enumerate(blocks):
+        leaf = dict(other.named_modules()).get(down)
+        if leaf is None or type(leaf) is not type(second) or _weight(leaf).shape != shape:
+            raise UserError(f"{type(model).__name__}: block {layer} differs from block 0: it has no matrix {down!r}")
+
+    noise = torch.randn(plain_shape := first(plain).shape, generator=torch.Generator().manual_seed(1)).to(hidden)
+    keys: list[Tensor] = []
+    with on_input(second, keys.append):
+        block(hidden, *calls.args[0], **calls.kwargs[0])
+        with on_output(block.get_submodule(in_attention[-1]), lambda out: out + noise.view_as(out)):
+            block(hidden, *calls.args[0], **calls.kwargs[0])
+    with on_output(second, lambda out: out + noise.view_as(out)):
+        moved = first(block(hidden, *calls.args[0], **calls.kwargs[0])) - first(plain)
+    assert plain_shape[-1] == width
+
+    head = model.get_output_embeddings()
+    names = {module: name for name, module in model.named_modules()}
+    owner = model.get_submodule(path.rpartition(".")[0])
+    norm = [n for n, m in owner.named_children() if "norm" in type(m).__name__.lower() and m.weight.shape == (width,)]
+    out = [n for n, m in owner.named_children() if is_matrix(m) and m is not head and m.in_features == width]
+    prefix = names[owner] + "." if names[owner] else ""
+    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+    return Anatomy(
+        layers=len(blocks),
+        hidden=width,
+        mlp_width=columns,
+        block=f"{path}.{{}}",
+        attention=f"{path}.{{}}.{attention}",
+        mlp=f"{path}.{{}}.{mlp}",
+        down=f"{path}.{{}}.{down}",
+        attention_projections=tuple(in_attention),
+        mlp_projections=tuple(in_mlp),
+        final_norm=prefix + norm[-1] if norm else None,
+        project_out=prefix + out[-1] if out else None,
+        head=names[head],
+        transposed=is_transposed(second),
+        parallel=torch.equal(keys[0], keys[1]),
+        additive=torch.allclose(moved, noise, rtol=1e-3, atol=1e-3),
+        tuples=isinstance(plain, tuple),
+        logit_softcap=getattr(config, "final_logit_softcapping", None),
+        logit_scale=float(scale),
+    )
+
+
+class _Uses:
+    """Note the names of matrices in the order in which they are used."""
+
+    def __init__(self, matrices: dict[nn.Module, str], order: list[str]) -> None:
+        self.matrices, self.order = matrices, order
+
+    def __enter__(self) -> None:
+        self.handles = [
+            module.register_forward_hook(lambda _m, _a, _o, name=name: self.order.append(name))
+            for module, name in self.matrices.items()
+        ]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def down_parameter(model: PreTrainedModel, layer: int) -> tuple[str, nn.Parameter]:
+    """Name and parameter of the MLP's second matrix in a layer. Raises UserError for a layer that is not there."""
+    places = anatomy(model)
+    return f"{places.down.format(layer)}.weight", _weight(places.down_module(model, layer))
