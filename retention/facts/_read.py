@@ -1,0 +1,208 @@
+"""Reading of fact files: JSON lines or one JSON array, with errors that name the file and the line or record.
+
+Knows nothing about what the records mean: the keys they need are asked for by the sources, one file each.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retention.types import UserError
+
+DATA_ENV = "RETENTION_DATA"  # a folder; each source says what it looks for below it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One JSON object of a fact file and where it stands. The getters raise UserError naming that place."""
+
+    place: str  # "FILE, line 3" or "FILE, record 3" (both count from 1); keys inside are appended with a dot
+    fields: Mapping[str, Any]
+
+    def error(self, message: str) -> UserError:
+        return UserError(f"{self.place}: {message}")
+
+    def text(self, *keys: str, empty: bool = False) -> str:
+        """The text under the first of `keys` that is there, stripped. `empty` allows a text without characters."""
+        key = self._key(keys)
+        value = self.fields[key]
+        if not isinstance(value, str):
+            raise self.error(f"{key!r} must be a text, not {_kind(value)} ({_short(value)})")
+        if not value.strip() and not empty:
+            raise self.error(f"{key!r} is empty; every fact needs a {key}")
+        return value.strip()
+
+    def optional_text(self, key: str) -> str | None:
+        """The text under `key`, stripped; None where it is absent or null."""
+        return None if self.fields.get(key) is None else self.text(key)
+
+    def texts(self, key: str, required: bool = False) -> tuple[str, ...]:
+        """The texts under `key` (a list, or one text), stripped. Absent or null: none, or an error if `required`."""
+        value = self.fields.get(key) if not required else self.fields[self._key((key,))]
+        if value is None:
+            return ()
+        values = [value] if isinstance(value, str) else value
+        if not isinstance(values, list):
+            raise self.error(f"{key!r} must be a list of texts, not {_kind(value)} ({_short(value)})")
+        for n, item in enumerate(values, start=1):
+            if not isinstance(item, str) or not item.strip():
+                raise self.error(f"item {n} of {key!r} must be a text that is not empty, not {_short(item)}")
+        return tuple(item.strip() for item in values)
+
+    def inside(self, key: str) -> Record:
+        """The JSON object under `key` as a record of its own."""
+        value = self.fields[self._key((key,))]
+        if not isinstance(value, dict):
+            raise self.error(f"{key!r} must be an object, not {_kind(value)} ({_short(value)})")
+        return Record(place=f"{self.place}, {key}", fields=value)
+
+    def records(self, key: str) -> list[Record]:
+        """The JSON objects of the list under `key`; none where it is absent."""
+        value = self.fields.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise self.error(f"{key!r} must be a list of objects, not {_short(value)}")
+        return [Record(place=f"{self.place}, {key}[{n}]", fields=item) for n, item in enumerate(value)]
+
+    def only(self, known: Sequence[str]) -> None:
+        """Raise if there is a key that is not `known`, with the nearest one that is."""
+        for key in self.fields:
+            if key not in known:
+                raise self.error(f"unknown key {key!r}{nearest(key, known)}; known are {', '.join(known)}")
+
+    def _key(self, keys: Sequence[str]) -> str:
+        for key in keys:
+            if key in self.fields:
+                return key
+        has = ", ".join(map(str, self.fields)) or "none"
+        raise self.error(f"no key {' or '.join(map(repr, keys))}{nearest(keys[0], list(self.fields))}; it has {has}")
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """ " (did you mean ...?)" with the known word nearest to `word`, or nothing where none is near."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def locate(path: str | None, default: str, what: str) -> Path:
+    """The file or folder `path`; where it is None, `default` below $RETENTION_DATA.
+
+    Raises UserError that says where it was looked for and what to put there; `what` describes the content.
+    """
+    if path is not None:
+        found = Path(path).expanduser()
+        if found.exists():
+            return found
+        siblings = sorted(p.name for p in found.parent.iterdir()) if found.parent.is_dir() else []
+        raise UserError(f"no {what} at {found}{nearest(found.name, siblings)} (relative to {Path.cwd()})")
+    root = os.environ.get(DATA_ENV)
+    if not root:
+        raise UserError(
+            f"no {what}: give its place as `path` in the study, or set {DATA_ENV} to a folder that holds {default}"
+        )
+    found = Path(root).expanduser() / default
+    if not found.exists():
+        raise UserError(f"no {what} at {found}: put it there, or give its place as `path` in the study")
+    return found
+
+
+def read_records(path: Path) -> list[Record]:
+    """All records of a file that is one JSON array or JSON lines (told apart by the first character).
+
+    Blank lines are passed over. Raises UserError for what is not JSON (with line and column), for a record that is not
+    an object, and for a file without records.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; a file of JSON lines or one JSON array was expected") from None
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: not UTF-8 text ({error.reason})") from None
+    found = list(_array(path, text) if text.lstrip()[:1] == "[" else _lines(path, text))
+    if not found:
+        raise UserError(f"{path} holds no records")
+    return found
+
+
+def _array(path: Path, text: str) -> Iterator[Record]:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from None
+    for n, value in enumerate(values, start=1):
+        if not isinstance(value, dict):
+            raise UserError(f"{path}, record {n}: an object was expected, not {_kind(value)} ({_short(value)})")
+        yield Record(place=f"{path}, record {n}", fields=value)
+
+
+def _lines(path: Path, text: str) -> Iterator[Record]:
+    # Not splitlines(): a text value may hold U+2028 and the like, which JSON allows unescaped.
+    for n, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{path}, line {n}, column {error.colno}: not JSON ({error.msg}); "
+                "one whole object a line was expected, or one array in the file"
+            ) from None
+        if not isinstance(value, dict):
+            raise UserError(f"{path}, line {n}: an object was expected, not {_kind(value)} ({_short(value)})")
+        yield Record(place=f"{path}, line {n}", fields=value)
+
+
+def phrasing_of(text: str, subject: str) -> str | None:
+    """`text` with `{}` in place of the subject; None where the subject does not occur.
+
+    Of several occurrences the last whole word counts (data sets put distracting sentences before the statement, and a
+    short subject may be part of another word); without a whole one, the last occurrence.
+    """
+    if text.count(subject) == 1:
+        start = text.index(subject)
+    else:
+        whole = list(re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", text))
+        start = whole[-1].start() if whole else text.rfind(subject)
+    return None if start < 0 else text[:start] + "{}" + text[start + len(subject) :]
+
+
+def required_phrasing(record: Record, key: str, text: str, subject: str) -> str:
+    """`phrasing_of`, or a UserError that names the record, if the subject is missing or braces stand elsewhere."""
+    phrasing = phrasing_of(text, subject)
+    if phrasing is None:
+        raise record.error(f"the subject {subject!r} does not occur in its {key} {text!r}; write it there as it is")
+    return one_gap(record, key, phrasing)
+
+
+def one_gap(record: Record, key: str, phrasing: str) -> str:
+    """`phrasing` if it has exactly one `{}`, else a UserError that names the record."""
+    if phrasing.count("{}") != 1:
+        raise record.error(
+            f"{key} must have exactly one {{}} for the subject, not {phrasing.count('{}')}: {phrasing!r}"
+        )
+    return phrasing
+
+
+def different(record: Record, old: str, new: str) -> None:
+    """Raise if the new target is the old one: such an edit changes nothing and would count as kept for ever."""
+    if old == new:
+        raise record.error(f"the new target is the old one ({new!r}); an edit needs another object")
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", int: "a number", float: "a number"}
+    return "null" if value is None else names[type(value)]
+
+
+def _short(value: Any, length: int = 60) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= length else text[:length] + "..."

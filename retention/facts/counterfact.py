@@ -1,0 +1,223 @@
+"""CounterFact (Meng et al. 2022, arXiv:2202.05262) in its three forms, told apart by their keys.
+
+- nested, the original: `requested_rewrite {prompt with {}, subject, target_new {str}, target_true {str}, relation_id}`,
+  `paraphrase_prompts`, `neighborhood_prompts` (texts whose true answer is the record's own old object);
+- multi_counterfact: the same, whose `neighborhood_prompts` may be objects `{prompt, target}`;
+- flat: `prompt` with the subject filled in, `subject`, `target_new`, `ground_truth`, `rephrase_prompt`,
+  `locality_prompt`, `locality_ground_truth`, `relation_candidates` (Wikidata ids; the first one counts).
+
+No form names the subject of a neighborhood prompt. It is found by the phrasings that the file itself uses for the
+relation, then for any relation (of the 10,000 flat records: 9,963 and 35); what no phrasing fits has its longest run of
+capitalised words as subject, or the whole text where there is none.
+
+Of the flat form's `rephrase_prompt`s only 18 % say the fact again. The others are CounterFact's generation prompts
+("{} is known for"), whose right continuation is not the object. `restatements_only` leaves those out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from retention.facts._part import FactsPart
+from retention.facts._read import (
+    Record,
+    different,
+    locate,
+    one_gap,
+    phrasing_of,
+    read_records,
+    required_phrasing,
+)
+from retention.types import Edit, Fact, FactPool
+
+PLACE = "counterfact/counterfact_10k.jsonl"  # below $RETENTION_DATA
+UNKNOWN = "unknown"  # the relation of flat records without a candidate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One record, whatever its form."""
+
+    record: Record
+    id: str
+    subject: str
+    relation: str
+    candidates: tuple[str, ...]  # relations it may belong to; the first is `relation`
+    prompt: str  # with `{}`
+    true: str
+    new: str
+    rephrasings: tuple[str, ...]  # with `{}`
+    near: tuple[tuple[str, str], ...]  # (text, answer)
+    flat: bool
+
+
+class CounterFact(FactsPart):
+    """Facts and edits of CounterFact."""
+
+    name: Literal["counterfact"] = "counterfact"
+    path: str | None = Field(None, description=f"the file; left out, $RETENTION_DATA/{PLACE}")
+    restatements_only: bool = Field(
+        True,
+        description="flat form: keep a rephrasing only if it ends in a phrasing that the file uses as a prompt of the "
+        "same relation; false keeps all (in a small file few phrasings are seen)",
+    )
+
+    def files(self) -> list[Path]:
+        return [locate(self.path, PLACE, "CounterFact file")]
+
+    def pool(self, seed: int) -> FactPool:
+        """All records. The seed is not used: the data set itself says what is asked with which phrasing."""
+        cases = read_cases(self.files()[0])
+        known = Phrasings(cases)
+        facts: list[Fact] = []
+        edits: list[Edit] = []
+        neighborhood: dict[str, tuple[Fact, ...]] = {}
+        objects: dict[str, dict[str, None]] = defaultdict(dict)
+        dropped: Counter[str] = Counter()
+        for case in cases:
+            said_again = case.rephrasings
+            if case.flat and self.restatements_only:
+                said_again = tuple(p for p in said_again if known.restates(case.relation, p))
+                dropped["rephrasing that does not say the fact again (a generation prompt)"] += len(
+                    case.rephrasings
+                ) - len(said_again)
+            fact = Fact(
+                id=f"counterfact-{case.id}",
+                subject=case.subject,
+                relation=case.relation,
+                prompt=case.prompt,
+                target=case.true,
+                paraphrases=said_again,
+            )
+            facts.append(fact)
+            edits.append(Edit(fact=fact, target=case.new, prompts=(fact.prompt,)))
+            objects[case.relation].update({case.true: None, case.new: None})
+            neighborhood[fact.id] = tuple(
+                known.neighbor(f"{fact.id}-near-{n}", case.relation, text, answer)
+                for n, (text, answer) in enumerate(case.near)
+            )
+        return FactPool(
+            facts=tuple(facts),
+            edits=tuple(edits),
+            neighborhood=neighborhood,
+            objects={relation: tuple(found) for relation, found in objects.items()},
+            dropped={reason: n for reason, n in dropped.items() if n},
+        )
+
+
+class Phrasings:
+    """The phrasings that a file uses as prompts of each relation, to read subjects out of texts with."""
+
+    def __init__(self, cases: list[Case]) -> None:
+        found: dict[str, set[str]] = defaultdict(set)
+        for case in cases:
+            found[case.relation].add(case.prompt)
+        # The longest first: "{}, a native speaker of" must be tried before "{}, a native".
+        self._of = {relation: sorted(ps, key=lambda p: (-len(p), p)) for relation, ps in found.items()}
+        self._all = sorted(set().union(*found.values()), key=lambda p: (-len(p), p))
+
+    def restates(self, relation: str, phrasing: str) -> bool:
+        """Whether the phrasing is one of the relation's prompts, with or without a sentence before it."""
+        return any(phrasing.endswith(known) for known in self._of.get(relation, ()))
+
+    def split(self, relation: str, text: str) -> tuple[str, str]:
+        """(phrasing, subject) of a text about an unnamed subject, as the module's docstring says."""
+        for known in (*self._of.get(relation, ()), *self._all):
+            before, after = known.split("{}")
+            if len(text) > len(known) - 2 and text.startswith(before) and text.endswith(after):
+                return known, text[len(before) : len(text) - len(after)]
+        word = r"[A-Z0-9](?:(?!['’]s\b)[\w'’.-])*"  # the possessive is no part of a name
+        runs = re.findall(rf"(?<!\w){word}(?:\s+(?:(?:of|the|de|del|la|le|van|von|der|and|&)\s+)*{word})*", text)
+        subject = max(runs, key=len, default=text)
+        return phrasing_of(text, subject) or "{}", subject
+
+    def neighbor(self, id: str, relation: str, text: str, answer: str) -> Fact:
+        phrasing, subject = self.split(relation, text)
+        return Fact(
+            id=id, subject=subject, relation=relation, prompt=phrasing, target=answer, tags=frozenset({"locality"})
+        )
+
+
+def read_cases(path: Path) -> list[Case]:
+    """Every record of the file, its form told by its keys. Raises UserError naming the file and the line or record."""
+    cases = [_nested(r) if "requested_rewrite" in r.fields else _flat(r) for r in read_records(path)]
+    seen: dict[str, str] = {}
+    for case in cases:
+        if case.id in seen:
+            raise case.record.error(f"its case_id {case.id} is also that of {seen[case.id]}")
+        seen[case.id] = case.record.place
+    return cases
+
+
+def _case_id(record: Record) -> str:
+    value = record.fields.get("case_id")
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        record.text("case_id")  # raises: says what is there instead
+    return str(value)
+
+
+def _flat(record: Record) -> Case:
+    if "prompt" not in record.fields and "subject" not in record.fields:
+        raise record.error(
+            "neither nested CounterFact (requested_rewrite, ...) nor flat (prompt, subject, target_new, "
+            f"ground_truth, ...): it has {', '.join(map(str, record.fields)) or 'no keys'}"
+        )
+    subject = record.text("subject")
+    true, new = record.text("ground_truth"), record.text("target_new")
+    different(record, true, new)
+    rephrase = record.optional_text("rephrase_prompt")
+    near = record.optional_text("locality_prompt")
+    candidates = record.texts("relation_candidates")
+    return Case(
+        record=record,
+        id=_case_id(record),
+        subject=subject,
+        relation=candidates[0] if candidates else UNKNOWN,
+        candidates=candidates,
+        prompt=required_phrasing(record, "prompt", record.text("prompt"), subject),
+        true=true,
+        new=new,
+        rephrasings=() if rephrase is None else (required_phrasing(record, "rephrase_prompt", rephrase, subject),),
+        near=() if near is None else ((near, record.text("locality_ground_truth")),),
+        flat=True,
+    )
+
+
+def _nested(record: Record) -> Case:
+    rewrite = record.inside("requested_rewrite")
+    subject = rewrite.text("subject")
+    true, new = rewrite.inside("target_true").text("str"), rewrite.inside("target_new").text("str")
+    different(rewrite, true, new)
+    relation = rewrite.text("relation_id")
+    paraphrases = record.texts("paraphrase_prompts")
+    value = record.fields.get("neighborhood_prompts")
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        near = tuple((r.text("prompt"), _answer(r)) for r in record.records("neighborhood_prompts"))
+    else:
+        near = tuple((text, true) for text in record.texts("neighborhood_prompts"))
+    return Case(
+        record=record,
+        id=_case_id(record),
+        subject=subject,
+        relation=relation,
+        candidates=(relation,),
+        prompt=one_gap(rewrite, "prompt", rewrite.text("prompt")),
+        true=true,
+        new=new,
+        rephrasings=tuple(required_phrasing(record, "paraphrase_prompts", p, subject) for p in paraphrases),
+        near=near,
+        flat=False,
+    )
+
+
+def _answer(record: Record) -> str:
+    """The answer of a neighborhood prompt of multi_counterfact: `target`, a text or `{str}`."""
+    return (
+        record.inside("target").text("str") if isinstance(record.fields.get("target"), dict) else record.text("target")
+    )

@@ -1,0 +1,122 @@
+"""Facts of one's own, one JSON object a line (or one JSON array of them).
+
+Keys: `subject`, `relation`, `object` (or `target_true`: the true object), and one of `prompt` (the direct phrasing),
+`prompts` or `templates` (the first is the direct one; the others may be written with too). Optional: `target_new`
+(makes the record an edit candidate), `paraphrases` (read by probes only), `neighborhood` (objects with the same keys,
+or with `prompt` and `object` alone), `id`, `exposures`, `tags`. A phrasing has one `{}` for the subject, or the subject
+itself.
+
+The same files are what `retention pretrain --facts` reads.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from retention.facts._part import FactsPart
+from retention.facts._read import Record, different, locate, one_gap, read_records, required_phrasing
+from retention.types import Edit, Fact, FactPool
+
+PLACE = "facts.jsonl"  # below $RETENTION_DATA
+KEYS = (
+    *("id", "subject", "relation", "object", "target_true", "target_new", "prompt", "prompts", "templates"),
+    *("paraphrases", "neighborhood", "exposures", "tags"),
+)
+
+
+class JsonLines(FactsPart):
+    """Facts of a file of one's own."""
+
+    name: Literal["jsonl"] = "jsonl"
+    path: str | None = Field(None, description=f"the file; left out, $RETENTION_DATA/{PLACE}")
+
+    def files(self) -> list[Path]:
+        return [locate(self.path, PLACE, "fact file")]
+
+    def pool(self, seed: int) -> FactPool:
+        """All records; those with `target_new` are the edit candidates. The seed is not used."""
+        facts: list[Fact] = []
+        edits: list[Edit] = []
+        neighborhood: dict[str, tuple[Fact, ...]] = {}
+        objects: dict[str, dict[str, None]] = defaultdict(dict)
+        seen: dict[str, str] = {}
+        for n, record in enumerate(read_records(self.files()[0])):
+            fact = read_fact(record, f"fact-{n}")
+            if fact.id in seen:
+                raise record.error(f"its id {fact.id!r} is also that of {seen[fact.id]}")
+            seen[fact.id] = record.place
+            facts.append(fact)
+            objects[fact.relation][fact.target] = None
+            near = tuple(_neighbor(r, fact, i) for i, r in enumerate(record.records("neighborhood")))
+            if near:
+                neighborhood[fact.id] = near
+            new = record.optional_text("target_new")
+            if new is not None:
+                different(record, fact.target, new)
+                edits.append(Edit(fact=fact, target=new, prompts=(fact.prompt, *fact.phrasings)))
+                objects[fact.relation][new] = None
+        return FactPool(
+            facts=tuple(facts),
+            edits=tuple(edits),
+            neighborhood=neighborhood,
+            objects={relation: tuple(found) for relation, found in objects.items()},
+        )
+
+
+def read_fact(record: Record, default_id: str) -> Fact:
+    """The fact of one record. Raises UserError that names its place."""
+    record.only(KEYS)
+    subject = record.text("subject")
+    phrasings = _written(record, subject)
+    exposures = record.fields.get("exposures")
+    if exposures is not None and (isinstance(exposures, bool) or not isinstance(exposures, int) or exposures < 0):
+        raise record.error(f"'exposures' must be a count, not {exposures!r}")
+    paraphrases = tuple(_phrasing(record, "paraphrases", p, subject) for p in record.texts("paraphrases"))
+    both = set(phrasings) & set(paraphrases)
+    if both:
+        raise record.error(f"{min(both)!r} is written with and also among the paraphrases; probes must not read it")
+    return Fact(
+        id=record.optional_text("id") or default_id,
+        subject=subject,
+        relation=record.text("relation"),
+        prompt=phrasings[0],
+        target=record.text("object", "target_true"),
+        paraphrases=paraphrases,
+        phrasings=phrasings[1:],
+        exposures=exposures,
+        tags=frozenset(record.texts("tags")),
+    )
+
+
+def _written(record: Record, subject: str) -> tuple[str, ...]:
+    """The direct phrasing, then the others that may be written with, each once."""
+    keys = ("prompt", "prompts", "templates")
+    if not any(key in record.fields for key in keys):
+        record.text(*keys)  # raises: says what is there instead
+    found = [_phrasing(record, key, text, subject) for key in keys for text in record.texts(key)]
+    if not found:
+        raise record.error("no phrasing: give `prompt`, or a list `prompts` or `templates` that is not empty")
+    return tuple(dict.fromkeys(found))
+
+
+def _phrasing(record: Record, key: str, text: str, subject: str) -> str:
+    return one_gap(record, key, text) if "{}" in text else required_phrasing(record, key, text, subject)
+
+
+def _neighbor(record: Record, fact: Fact, n: int) -> Fact:
+    """A neighbor: a whole fact, or a prompt and its answer (then the whole prompt stands for the subject)."""
+    if "subject" not in record.fields:
+        record.only(("prompt", "object"))
+        return Fact(
+            id=f"{fact.id}-near-{n}",
+            subject=record.text("prompt"),
+            relation=fact.relation,
+            prompt="{}",
+            target=record.text("object"),
+            tags=frozenset({"locality"}),
+        )
+    return read_fact(record, f"{fact.id}-near-{n}")
