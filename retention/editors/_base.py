@@ -1,0 +1,132 @@
+"""What every weight editor shares: post-processing, leaving the model as it was, and the published model families.
+
+Knows no editing method.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+
+import torch
+from pydantic import Field
+
+from retention.editors.prune import Prune
+from retention.editors.rect import Rect
+from retention.types import Edit, EditResult, Part, UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+Postprocessor = Annotated[Rect | Prune, Field(discriminator="name")]
+Setting = TypeVar("Setting")
+
+
+class WeightEditor(Part):
+    """An editor whose result is a change of weights. A method defines `write`; callers use `edit`."""
+
+    rank_one_per_edit: ClassVar[bool] = False  # each update is a LowRank with one term per edit, in order
+
+    postprocess: tuple[Postprocessor, ...] = ()  # applied to the update in order, e.g. [{name: rect, keep: 0.4}]
+
+    @property
+    def label(self) -> str:
+        """Name in tables: the treatment, where settings make it another one than the bare method."""
+        name: str = self.name  # type: ignore[attr-defined]
+        return "+".join([name, *(part.name for part in self.postprocess)])
+
+    def edit(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        edits: Sequence[Edit],
+        *,
+        seed: int,
+        corpus: Sequence[str] = (),
+        cache: Path | None = None,
+    ) -> EditResult:
+        """Write the edits and hand back what they add to the weights; the model is left bit for bit as it was."""
+        start = time.perf_counter()
+        with preserved(model, seed):
+            result = self.write(model, tokenizer, edits, seed=seed, corpus=corpus, cache=cache)
+        delta = result.delta
+        for part in self.postprocess:
+            delta = part.process(model, delta, rank_one_per_edit=self.rank_one_per_edit and delta is result.delta)
+        return replace(result, delta=delta, seconds=time.perf_counter() - start)
+
+    def write(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        edits: Sequence[Edit],
+        *,
+        seed: int,
+        corpus: Sequence[str],
+        cache: Path | None,
+    ) -> EditResult:
+        """The method itself. Called in eval mode, with no parameter requiring a gradient and the RNG seeded.
+
+        Parameters that it changes in place it restores by copy; flags, modes and RNG states are restored for it.
+        """
+        raise NotImplementedError
+
+
+@contextmanager
+def preserved(model: PreTrainedModel, seed: int) -> Iterator[None]:
+    """Eval mode, nothing requiring a gradient, RNG seeded; on leaving, flags, modes and RNG states as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed_all(seed)
+        model.eval()
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter, required in flags:
+                parameter.requires_grad_(required)
+            for module, training in modes:
+                module.training = training
+
+
+# Model families that the papers give settings for: (model_type, blocks, width) of the configuration.
+FAMILIES = {
+    ("gpt2", 24, 1024): "gpt2-medium",
+    ("gpt2", 36, 1280): "gpt2-large",
+    ("gpt2", 48, 1600): "gpt2-xl",
+    ("gptj", 28, 4096): "gpt-j-6b",
+    ("gpt_neox", 44, 6144): "gpt-neox-20b",
+    ("llama", 32, 4096): "llama-7b",  # Llama 1 and 2 (7B), Llama 3 and 3.1 (8B)
+    ("mistral", 32, 4096): "mistral-7b",
+    ("qwen2", 28, 3584): "qwen-7b",
+    ("qwen3", 36, 4096): "qwen-7b",
+}
+
+
+def family(model: PreTrainedModel) -> str | None:
+    """The published family that the model belongs to by type, depth and width; None for any other model."""
+    config = model.config.get_text_config()
+    return FAMILIES.get((config.model_type, config.num_hidden_layers, config.hidden_size))
+
+
+def published(editor: str, setting: str, given: Setting | None, table: Mapping[str, Setting], model: Any) -> Setting:
+    """A setting as given, or the paper's for the model's family. Raises UserError where there is neither."""
+    if given is not None:
+        return given
+    known = family(model)
+    if known is not None and known in table:
+        return table[known]
+    raise UserError(
+        f"{editor} has no published {setting} for this model ({model.config.model_type}, "
+        f"{model.config.get_text_config().num_hidden_layers} blocks): give {setting}: ... "
+        f"(published for {', '.join(table)})"
+    )
