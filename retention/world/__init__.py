@@ -1,0 +1,53 @@
+"""The embedded default: a synthetic world of facts and the tiny language model pretrained on it, made once and cached.
+
+`pretrain.py` does the same for any file of facts. Knows nothing of editing, probing or fine-tuning.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from retention.types import content_id
+from retention.world.generate import World, build
+from retention.world.settings import RECIPE_VERSION, Recipe, WorldSettings
+
+__all__ = ["WorldModel", "World", "Recipe", "build"]
+
+
+class WorldModel(WorldSettings):
+    """A model that knows the facts of the embedded world with these settings."""
+
+    name: Literal["world"] = "world"
+
+    def key(self) -> str:
+        """Content key of the pretrained folder: settings, recipe version, library versions, threads. Loads nothing."""
+        return content_id(
+            {
+                "settings": self.model_dump(),
+                "recipe": RECIPE_VERSION,
+                "versions": {
+                    name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")
+                },
+                "threads": 1,
+            }
+        )
+
+    def folder(self, cache: Path, progress: Callable[[int, int], None] | None = None) -> Path:
+        """Folder of the pretrained model below `cache`, made on first use (a minute or two of one core).
+
+        A stock Hugging Face folder with corpus.txt, facts.jsonl and world.json (see pretrain.py). It appears whole or
+        not at all; where two processes make it at once, the first to finish publishes. `progress(done, total)` counts steps.
+        """
+        from retention.world.pretrain import REPORT, Material, pretrain
+        from retention.world.tokenizer import word_tokenizer
+
+        out = Path(cache) / "worlds" / self.key()
+        if not (out / REPORT).is_file():
+            world = build(self)
+            material = Material(facts=(*world.facts, *world.two_hop), warm=world.warm, text=world.filler, end=" .")
+            tokenizer = word_tokenizer(world.vocabulary, 4 * self.context)
+            pretrain(material, tokenizer, out, self, settings=self.model_dump(), progress=progress)
+        return out

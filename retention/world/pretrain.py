@@ -1,0 +1,181 @@
+"""Pretrain a tiny model on stated facts and publish it as an ordinary Hugging Face folder, whole or not at all.
+
+The folder: config.json, model.safetensors (float32), tokenizer files, corpus.txt (sentences of the pretraining stream, one
+a line, for the covariance of keys), facts.jsonl (every fact with its trained and its held-out phrasings) and, written
+last, world.json (settings, recall on held-out phrasings, CPU seconds). Knows the world only by the facts it is given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retention.types import Fact, UserError
+from retention.world.factfile import read_facts
+from retention.world.settings import Recipe
+from retention.world.stream import stream
+from retention.world.tokenizer import bpe_tokenizer
+from retention.world.train import Progress, batches, documents, new_model, one_thread, recall, train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+REPORT = "world.json"
+CORPUS_SENTENCES = 6000  # about 60,000 tokens
+FILE_RECIPE = Recipe(exposures=24)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What a model is pretrained on."""
+
+    facts: tuple[Fact, ...]  # with exact `exposures`; those of 0 are only written to facts.jsonl
+    warm: Collection[str]  # ids of the facts that the first part keeps to
+    text: tuple[str, ...]  # further sentences or lines
+    end: str  # what closes the statement of a fact, e.g. " ."
+
+
+def pretrain(
+    material: Material,
+    tokenizer: PreTrainedTokenizerFast,
+    out: Path,
+    recipe: Recipe,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Pretrain on the material and publish the folder `out`; returns what world.json says.
+
+    Deterministic: equal arguments give bit-identical weights (one thread; torch's threads and RNG are left as they were).
+    The folder appears by one rename: where another process published the same in between, theirs stays.
+    """
+    with one_thread():
+        started = time.process_time()
+        sentences, n_first = stream(
+            material.facts, material.warm, recipe.warm_exposures, material.text, seed=recipe.seed, end=material.end
+        )
+        ids = tokenizer(sentences, add_special_tokens=False)["input_ids"]
+        bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        assert isinstance(bos, int) and isinstance(eos, int) and isinstance(pad, int)
+        data = []
+        for part in (ids[:n_first], ids[n_first:]):
+            data += batches(documents(part, recipe, bos, eos), recipe, pad)
+        model = new_model(recipe, tokenizer)
+        loss = train(model, data, recipe, pad, progress)
+        trained = time.process_time() - started
+        report = {
+            "recall": recall_by_class(model, tokenizer, material.facts),
+            "steps": len(data),
+            "tokens": sum(map(len, ids)),
+            "sentences": len(sentences),
+            "final_loss": loss,  # nats a token
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "cpu_seconds": round(trained, 1),
+            "settings": dict(settings if settings is not None else recipe.model_dump()),
+        }
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        chosen = random.Random(f"corpus {recipe.seed}").sample(sentences, min(CORPUS_SENTENCES, len(sentences)))
+        (folder / "corpus.txt").write_text("\n".join(chosen) + "\n", encoding="utf-8")
+        lines = [json.dumps(fact_record(fact), ensure_ascii=False) for fact in material.facts]
+        (folder / "facts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        folder.chmod(0o755)
+        try:
+            os.replace(folder, out)
+        except OSError:
+            if not (out / REPORT).exists():
+                raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return report
+
+
+def fact_record(fact: Fact) -> dict[str, Any]:
+    """A line of facts.jsonl: `templates` were trained (the first is the direct one), `held_out` never."""
+    return {
+        "id": fact.id,
+        "subject": fact.subject,
+        "relation": fact.relation,
+        "object": fact.target,
+        "templates": [fact.prompt, *fact.phrasings],
+        "held_out": list(fact.paraphrases),
+        "exposures": fact.exposures,
+        "tags": sorted(fact.tags),
+    }
+
+
+def recall_by_class(model: Any, tokenizer: PreTrainedTokenizerFast, facts: Sequence[Fact]) -> dict[str, Any]:
+    """Share of held-out phrasings (and of direct prompts) answered right, overall and by class of facts.
+
+    Classes: each tag, and the graded facts by their exposures. Facts without held-out phrasings count for `direct` alone.
+    """
+    questions = [(fact, form, fact.text(form)) for fact in facts for form in (fact.prompt, *fact.paraphrases)]
+    right = recall(model, tokenizer, [(text, fact.target) for fact, _, text in questions])
+    groups: dict[str, dict[str, list[bool]]] = {}
+    for (fact, form, _), correct in zip(questions, right, strict=True):
+        names = {"all", *fact.tags} | ({f"graded_{fact.exposures}"} if "graded" in fact.tags else set())
+        if not fact.exposures:
+            names.discard("all")
+        for name in names:
+            kind = "direct" if form == fact.prompt else "held_out"
+            groups.setdefault(name, {}).setdefault(kind, []).append(correct)
+    return {
+        name: {kind: round(sum(hits) / len(hits), 4) for kind, hits in sorted(kinds.items())}
+        for name, kinds in sorted(groups.items())
+    }
+
+
+def pretrain_file(
+    facts: Path,
+    text: Path | None,
+    out: Path,
+    recipe: Recipe | None = None,
+    *,
+    vocabulary: int = 8000,
+    held_out: int = 2,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Pretrain on a file of facts (see factfile.py) and optional plain text (one passage a line); publish to `out`.
+
+    `held_out` phrasings of each fact that has at least four are kept out of pretraining; the report's recall is measured
+    on them. `vocabulary` is the size of the byte-level BPE. Raises UserError for a malformed file or a folder in use.
+    """
+    recipe = FILE_RECIPE if recipe is None else recipe
+    if out.exists():
+        raise UserError(f"--out {out}: this folder exists already; name a new one or remove it")
+    found = read_facts(facts, held_out=held_out, seed=recipe.seed, exposures=recipe.exposures)
+    lines: tuple[str, ...] = ()
+    if text is not None:
+        if not text.is_file():
+            raise UserError(f"--text {text}: no such file; expected plain text, one passage a line")
+        lines = tuple(line.strip() for line in text.read_text(encoding="utf-8").splitlines() if line.strip())
+    warm = warm_facts(found, recipe)
+    found = tuple(f if f.id not in warm else _more(f, recipe.warm_exposures) for f in found)
+    stated = [f"{fact.text(form)} {fact.target}." for fact in found for form in (fact.prompt, *fact.phrasings)]
+    tokenizer = bpe_tokenizer([*stated, *lines], vocabulary, recipe.context)
+    material = Material(facts=found, warm=warm, text=lines, end=".")
+    settings = {**recipe.model_dump(), "vocabulary": vocabulary, "held_out": held_out}
+    return pretrain(material, tokenizer, out, recipe, settings=settings, progress=progress)
+
+
+def warm_facts(facts: Sequence[Fact], recipe: Recipe) -> frozenset[str]:
+    """Ids of an eighth of the facts, drawn by the recipe's seed: the first part of pretraining keeps to them."""
+    chosen = random.Random(f"warm {recipe.seed}").sample(range(len(facts)), max(1, len(facts) // 8))
+    return frozenset(facts[i].id for i in chosen)
+
+
+def _more(fact: Fact, exposures: int) -> Fact:
+    return replace(fact, exposures=(fact.exposures or 0) + exposures)

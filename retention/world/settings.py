@@ -1,0 +1,49 @@
+"""Settings of the pretraining recipe and of the embedded world. Knows neither model nor text."""
+
+from __future__ import annotations
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from retention.types import Part
+
+RECIPE_VERSION = 1  # raised whenever equal settings would give other weights
+
+
+class Recipe(Part):
+    """Size of the model (Llama architecture, tied embeddings) and how it is pretrained on statements of facts."""
+
+    seed: int = Field(0, ge=0)  # of the world, the order of the stream, and the initial weights
+    layers: PositiveInt = 4
+    width: PositiveInt = 192  # of the residual stream; more is not better for editing
+    heads: PositiveInt = 4
+    mlp: PositiveInt = 1024  # neurons of each MLP
+    context: PositiveInt = 64  # tokens of one row of a batch
+    rows: PositiveInt = 32  # rows of one batch
+    exposures: PositiveInt = 18  # statements of each fact in the main part of pretraining
+    warm_exposures: PositiveInt = 60  # statements of each fact of the first part, which keeps to a few subjects
+    matrix_lr: PositiveFloat = 0.02  # Muon, on the hidden matrices
+    vector_lr: PositiveFloat = 0.01  # AdamW, on embeddings and norms
+    momentum: float = Field(0.95, ge=0, lt=1)  # of Muon
+    weight_decay: float = Field(0.01, ge=0)  # of Muon; AdamW has none
+    warmup: float = Field(0.05, ge=0, lt=1)  # share of the steps over which the learning rates rise; cosine to 0 then
+    clip: PositiveFloat = 1.0  # largest norm of the gradient
+    init_std: PositiveFloat = 0.02  # standard deviation of the initial weights
+    bf16: bool = True  # autocast the forward pass to bfloat16; the weights stay float32
+
+
+class WorldSettings(Recipe):
+    """Size of the embedded world, besides the recipe."""
+
+    people: PositiveInt = 320
+    new_people: int = Field(
+        60, ge=0
+    )  # people of downstream questions only; pretraining knows their last names as streets
+    cities: PositiveInt = 40
+    companies: PositiveInt = 40
+    countries: PositiveInt = 12
+    held_out: int = Field(3, ge=1, le=8)  # phrasings of each fact that pretraining never sees
+    place_factor: PositiveFloat = 3.0  # facts of cities, companies and countries are few: stated so many times as often
+    warm_people: PositiveInt = 40  # people whom the first part of pretraining keeps to
+    withheld: int = Field(80, ge=0)  # facts that pretraining leaves out, of as many people, to be injected
+    graded: int = Field(140, ge=0)  # facts stated from 3 to 192 times, of as many people
+    filler: float = Field(0.15, ge=0, lt=1)  # share of the sentences that are about nobody
