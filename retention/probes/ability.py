@@ -1,0 +1,81 @@
+"""What a model can do apart from facts: loss and accuracy on rows of a task that it was not trained on.
+
+Knows no task: a row is a prompt and its completion, or a text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from retention.probes._forward import max_positions, token_scores
+from retention.probes._rows import Continuation
+from retention.tokens import encode
+from retention.types import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heldout:
+    """Held-out loss and accuracy of one model on one task."""
+
+    loss: float | None  # mean over all counted tokens, nats a token; None where `state` is not ok
+    accuracy: float | None  # share of rows with every completion token the argmax (teacher-forced); None for texts
+    n_rows: int  # rows that count
+    n_tokens: int  # tokens that count: of the completion, or of the text but its first
+    n_skipped: int  # rows that do not fit into the model's positions, or hold no token to count
+    state: str = "ok"  # nan_logits: a logit is NaN or infinite; no_rows: every row was skipped
+
+
+def heldout(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    tokens_per_batch: int = 2048,
+) -> Heldout:
+    """Read the rows, all {"prompt", "completion"} (joined as `retention.tokens.join` does) or all {"text"}.
+
+    Of a completion all tokens count, no end-of-text token is added; a text is cut at the model's positions, a
+    completion that does not fit is skipped. Equal rows count as often as they occur. Deterministic; leaves the model,
+    its modes and the RNG as they were. Raises UserError for rows of another form.
+    """
+    limit = max_positions(model)
+    continuations = []
+    for number, row in enumerate(rows):
+        if isinstance(row.get("text"), str):
+            ids = encode(tokenizer, row["text"]).ids[:limit]
+            start = 1
+        elif isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
+            encoded = encode(tokenizer, row["prompt"], row["completion"])
+            ids, start = encoded.ids, encoded.answer_start
+        else:
+            raise UserError(
+                f'held-out row {number}: expected the texts "prompt" and "completion", or "text"; got {sorted(row)}'
+            )
+        if 1 <= start < len(ids) and (limit is None or len(ids) <= limit):
+            continuations.append(Continuation(ids=ids, start=start))
+    texts = {isinstance(row.get("text"), str) for row in rows}
+    if len(texts) > 1:
+        raise UserError('held-out rows: some hold "text" and others "prompt" and "completion"; give one form')
+    skipped = len(rows) - len(continuations)
+    if not continuations:
+        return Heldout(loss=None, accuracy=None, n_rows=0, n_tokens=0, n_skipped=skipped, state="no_rows")
+    scores = token_scores(model, continuations, tokens_per_batch)
+    n_tokens = sum(len(score.logps) for score in scores)
+    if not all(score.finite for score in scores):
+        return Heldout(
+            loss=None, accuracy=None, n_rows=len(scores), n_tokens=n_tokens, n_skipped=skipped, state="nan_logits"
+        )
+    right = sum(all(rank == 1 for rank in score.ranks) for score in scores)
+    return Heldout(
+        loss=-math.fsum(score.logp for score in scores) / n_tokens,
+        accuracy=None if texts == {True} else right / len(scores),
+        n_rows=len(scores),
+        n_tokens=n_tokens,
+        n_skipped=skipped,
+    )

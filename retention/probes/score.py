@@ -1,0 +1,91 @@
+"""The score probe: log-probabilities, ranks and teacher-forced correctness of a question's answer and its foil.
+
+Everything is read from one table of next-token log-probabilities, so that every class of fact meets the same criterion.
+These readings contain CounterFact's ES, PS and NS (Meng et al. 2022, arXiv 2202.05262: target against foil) as
+`prefers_target`, the first-token criterion of Wen & Zhang 2025 (arXiv 2507.14198) as `first_correct`, and the
+teacher-forced exact match of the editing literature as `all_correct`. Knows no editor and no fine-tune.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from retention.probes._forward import Scores, max_positions, token_scores
+from retention.probes._rows import Continuation
+from retention.tokens import encode
+from retention.types import Part, Question, Reading
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+class Score(Part):
+    """Teacher-forced scoring. All questions are read together: their order and number do not change a reading."""
+
+    name: Literal["score"] = "score"
+    tokens_per_batch: int = Field(
+        2048, ge=1, description="tokens in one forward pass, padding included; bounds memory, does not change readings"
+    )
+
+    def read(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        questions: Sequence[Question],
+        step: int,
+    ) -> list[Reading]:
+        """One reading for each question, in their order.
+
+        `logp_target` and `logp_foil` are sums over the answer's tokens in nats; a token that straddles the border of
+        text and answer belongs to the answer. A token counts as correct when no other has a strictly larger logit.
+        `state` is too_long where text and answer exceed the model's positions, no_tokens where the answer has no token
+        or nothing stands before its first, nan_logits where a needed logit is NaN or infinite; all measures are then
+        None. Exact to about 1e-6 nats whatever else is asked in the same call.
+        """
+        limit = max_positions(model)
+        texts = dict.fromkeys(
+            (q.text, answer) for q in questions for answer in (q.answer, q.foil) if answer is not None
+        )
+        asked: dict[tuple[str, str], Continuation | str] = {}
+        for text, answer in texts:
+            encoded = encode(tokenizer, text, answer)
+            if limit is not None and len(encoded.ids) > limit:
+                asked[text, answer] = "too_long"
+            elif not 1 <= encoded.answer_start < len(encoded.ids):
+                asked[text, answer] = "no_tokens"
+            else:
+                asked[text, answer] = Continuation(ids=encoded.ids, start=encoded.answer_start)
+        wanted = [c for c in asked.values() if isinstance(c, Continuation)]
+        scored = dict(zip(wanted, token_scores(model, wanted, self.tokens_per_batch), strict=True))
+        found = {pair: c if isinstance(c, str) else scored[c] for pair, c in asked.items()}
+        return [
+            _reading(q, step, found[q.text, q.answer], None if q.foil is None else found[q.text, q.foil])
+            for q in questions
+        ]
+
+
+def _reading(question: Question, step: int, target: Scores | str, foil: Scores | str | None) -> Reading:
+    """A question's reading from the scores of its answer and foil, or from why there are none."""
+    for score in (target, foil):
+        if isinstance(score, str):
+            return Reading(question_id=question.id, step=step, state=score)
+        if score is not None and not score.finite:
+            return Reading(question_id=question.id, step=step, state="nan_logits")
+    assert isinstance(target, Scores)
+    assert not isinstance(foil, str)
+    n = len(target.logps)
+    return Reading(
+        question_id=question.id,
+        step=step,
+        logp_target=target.logp,
+        logp_foil=None if foil is None else foil.logp,
+        n_target_tokens=n,
+        n_foil_tokens=None if foil is None else len(foil.logps),
+        target_rank=target.ranks[0],
+        first_correct=target.ranks[0] == 1,
+        all_correct=all(rank == 1 for rank in target.ranks),
+        prefers_target=None if foil is None else target.logp / n > foil.logp / len(foil.logps),
+    )
