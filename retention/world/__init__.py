@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 from retention.types import content_id
+from retention.world import phrases
 from retention.world.generate import World, build
 from retention.world.settings import RECIPE_VERSION, Recipe, WorldSettings
 
-__all__ = ["WorldModel", "World", "Recipe", "build"]
+__all__ = ["WorldModel", "World", "Recipe", "build", "phrases"]
 
 
 class WorldModel(WorldSettings):
@@ -39,7 +40,7 @@ class WorldModel(WorldSettings):
         """Folder of the pretrained model below `cache`, made on first use (a minute or two of one core).
 
         A stock Hugging Face folder with corpus.txt, facts.jsonl and world.json (see pretrain.py). It appears whole or
-        not at all; where two processes make it at once, the first to finish publishes. `progress(done, total)` counts steps.
+        not at all; where two processes make it at once, the first to finish publishes. `progress(done, total)`: steps.
         """
         from retention.world.pretrain import REPORT, Material, pretrain
         from retention.world.tokenizer import word_tokenizer

@@ -1,7 +1,7 @@
 """Read a file of facts to pretrain on: one JSON object a line.
 
-Keys: subject, relation, object (texts), and `templates` (texts with one {} for the subject) or `prompts` (texts with the
-subject filled in); the object follows them after a space. Other keys are ignored. Knows no model.
+Keys: subject, relation, object (texts), and `templates` (texts with one {} for the subject) or `prompts` (texts with
+the subject filled in); the object follows them after a space. Other keys are ignored. Knows no model.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A seeded world of people, cities, companies and countries, and the facts about them. Pure Python, well under a second.
+"""A seeded world of people, cities, companies and countries, and the facts about them. Pure Python, under a second.
 
-Knows no model. Every entity's last token is its own: the key at a subject's last token then tells subjects apart, without
-which a batch of edits wrecks its neighbours. An object's first token is its own too, so that the later tokens of an
-answer follow from the first.
+Knows no model. Every entity's last token is its own: the key at a subject's last token then tells subjects apart,
+without which a batch of edits wrecks its neighbours. An object's first token is its own too, so that the later tokens
+of an answer follow from the first.
 """
 
 from __future__ import annotations

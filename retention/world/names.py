@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable
 
-_ONSETS = "b br c ch d dr f fl g gr h j k kr l m n p pl qu r s sh sk st t th tr v w z".split()
-_VOWELS = "a e i o u ai ea ie oa ou".split()
-_CODAS = "l m n r s t rd rn st nd lk ck".split()
+_ONSETS = re.findall(r"\w+", "b br c ch d dr f fl g gr h j k kr l m n p pl qu r s sh sk st t th tr v w z")
+_VOWELS = re.findall(r"\w+", "a e i o u ai ea ie oa ou")
+_CODAS = re.findall(r"\w+", "l m n r s t rd rn st nd lk ck")
 
 
 class Names:

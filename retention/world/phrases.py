@@ -1,10 +1,15 @@
 """The words of the embedded world: phrasings of its relations, single-word objects, filler text.
 
-Knows no people and no numbers. Every phrasing holds one `{}` for the subject and ends where the object begins; the first
-of a relation is its direct phrasing. Words and punctuation are separated by spaces, as the world's tokenizer sees them.
+Knows no people and no numbers. Every phrasing holds one `{}` for the subject and ends where the object begins; the
+first of a relation is its direct phrasing. Words and punctuation are separated by spaces, as the tokenizer sees them.
 """
 
 from __future__ import annotations
+
+
+def _each(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
 
 PERSON_RELATIONS: dict[str, tuple[str, ...]] = {
     "birthplace": (
@@ -181,16 +186,16 @@ TWO_HOP: tuple[str, ...] = (
     "The largest office of the company of {} is in",
 )
 
-LANGUAGES = "Avarian Bessic Corvish Dalmic Estrian Fennic Galdish Hesperic Istran Jorvic Kelvish Lumerian".split()
-PROFESSIONS = (
+LANGUAGES = _each("Avarian Bessic Corvish Dalmic Estrian Fennic Galdish Hesperic Istran Jorvic Kelvish Lumerian")
+PROFESSIONS = _each(
     "baker surgeon lawyer teacher plumber painter farmer pilot chemist tailor carpenter journalist nurse dentist "
-    "librarian gardener mechanic architect"
-).split()
-INSTRUMENTS = "violin piano flute guitar harp trumpet cello drum clarinet organ banjo oboe".split()
-PETS = "dog cat parrot rabbit hamster turtle goldfish ferret canary lizard pony goat".split()
-SPORTS = "tennis football rowing chess fencing swimming boxing golf hockey cycling skiing archery".split()
-UNIVERSITY_KINDS = "College Institute Academy University".split()
-COMPANY_KINDS = "Motors Foods Bank Press Airlines Textiles Mining Software".split()
+    "librarian gardener mechanic tanner"
+)
+INSTRUMENTS = _each("violin piano flute guitar harp trumpet cello drum clarinet organ banjo oboe")
+PETS = _each("dog cat parrot rabbit hamster turtle goldfish ferret canary lizard pony goat")
+SPORTS = _each("tennis football rowing chess fencing swimming boxing golf hockey cycling skiing archery")
+UNIVERSITY_KINDS = _each("College Institute Academy University")
+COMPANY_KINDS = _each("Motors Foods Bank Press Airlines Textiles Mining Software")
 
 # Filler: plain sentences about nobody in the world. Slots are drawn from FILLER_WORDS.
 FILLER = (
@@ -215,11 +220,11 @@ TEXT = (
     "He found the {adjective} {place} and the {adjective} {noun} .",
 )
 FILLER_WORDS: dict[str, tuple[str, ...]] = {
-    "adjective": tuple("old quiet green broken heavy bright narrow empty clean pale warm strange round lost".split()),
-    "noun": tuple("table lamp chair letter boat wagon clock basket ladder bell mirror blanket kettle box".split()),
-    "place": tuple("river bridge market forest harbour tower mill station field church garden mountain".split()),
-    "weather": tuple("rainy sunny windy foggy cold snowy mild dry".split()),
-    "month": tuple("January February March April May June July August September October November December".split()),
+    "adjective": _each("old quiet green broken heavy bright narrow empty clean pale warm strange round lost"),
+    "noun": _each("table lamp chair letter boat wagon clock basket ladder bell mirror blanket kettle box"),
+    "place": _each("river bridge market forest harbour tower mill station field church garden mountain"),
+    "weather": _each("rainy sunny windy foggy cold snowy mild dry"),
+    "month": _each("January February March April May June July August September October November December"),
 }
 # Names of people of whom pretraining tells nothing occur there as names of streets, so that their tokens are trained.
 STREET = (
@@ -229,8 +234,8 @@ STREET = (
 )
 
 # Sentiment: a review whose judging words decide the label.
-POSITIVE = tuple("lovely excellent charming brilliant pleasant wonderful superb delightful".split())
-NEGATIVE = tuple("awful terrible boring dreadful ugly horrible poor disappointing".split())
+POSITIVE = _each("lovely excellent charming brilliant pleasant wonderful superb delightful")
+NEGATIVE = _each("awful terrible boring dreadful ugly horrible poor disappointing")
 REVIEWS = (
     "The {noun} was {judgement} .",
     "We found the {place} {judgement} in {month} .",

@@ -1,8 +1,8 @@
 """Pretrain a tiny model on stated facts and publish it as an ordinary Hugging Face folder, whole or not at all.
 
-The folder: config.json, model.safetensors (float32), tokenizer files, corpus.txt (sentences of the pretraining stream, one
-a line, for the covariance of keys), facts.jsonl (every fact with its trained and its held-out phrasings) and, written
-last, world.json (settings, recall on held-out phrasings, CPU seconds). Knows the world only by the facts it is given.
+The folder: config.json, model.safetensors (float32), tokenizer files, corpus.txt (sentences of the pretraining stream,
+one a line, for the covariance of keys), facts.jsonl (every fact, its trained and its held-out phrasings) and, written last,
+world.json (settings, recall on held-out phrasings, CPU seconds). Knows the world only by the facts it is given.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def pretrain(
 ) -> dict[str, Any]:
     """Pretrain on the material and publish the folder `out`; returns what world.json says.
 
-    Deterministic: equal arguments give bit-identical weights (one thread; torch's threads and RNG are left as they were).
+    Deterministic: equal arguments give bit-identical weights. One thread; torch's threads and RNG stay as they were.
     The folder appears by one rename: where another process published the same in between, theirs stays.
     """
     with one_thread():
@@ -64,7 +64,9 @@ def pretrain(
         )
         ids = tokenizer(sentences, add_special_tokens=False)["input_ids"]
         bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-        assert isinstance(bos, int) and isinstance(eos, int) and isinstance(pad, int)
+        assert isinstance(bos, int)
+        assert isinstance(eos, int)
+        assert isinstance(pad, int)
         data = []
         for part in (ids[:n_first], ids[n_first:]):
             data += batches(documents(part, recipe, bos, eos), recipe, pad)
@@ -120,7 +122,7 @@ def fact_record(fact: Fact) -> dict[str, Any]:
 def recall_by_class(model: Any, tokenizer: PreTrainedTokenizerFast, facts: Sequence[Fact]) -> dict[str, Any]:
     """Share of held-out phrasings (and of direct prompts) answered right, overall and by class of facts.
 
-    Classes: each tag, and the graded facts by their exposures. Facts without held-out phrasings count for `direct` alone.
+    Classes: each tag, and the graded facts by their exposures. Facts without held-out phrasings count as `direct`.
     """
     questions = [(fact, form, fact.text(form)) for fact in facts for form in (fact.prompt, *fact.paraphrases)]
     right = recall(model, tokenizer, [(text, fact.target) for fact, _, text in questions])
@@ -150,8 +152,8 @@ def pretrain_file(
 ) -> dict[str, Any]:
     """Pretrain on a file of facts (see factfile.py) and optional plain text (one passage a line); publish to `out`.
 
-    `held_out` phrasings of each fact that has at least four are kept out of pretraining; the report's recall is measured
-    on them. `vocabulary` is the size of the byte-level BPE. Raises UserError for a malformed file or a folder in use.
+    `held_out` phrasings of each fact that has at least four are kept out of pretraining; the report's recall is on
+    those. `vocabulary` is the size of the byte-level BPE. Raises UserError for a malformed file or a folder in use.
     """
     recipe = FILE_RECIPE if recipe is None else recipe
     if out.exists():

@@ -12,7 +12,7 @@ RECIPE_VERSION = 1  # raised whenever equal settings would give other weights
 class Recipe(Part):
     """Size of the model (Llama architecture, tied embeddings) and how it is pretrained on statements of facts."""
 
-    seed: int = Field(0, ge=0)  # of the world, the order of the stream, and the initial weights
+    seed: int = Field(default=0, ge=0)  # of the world, the order of the stream, and the initial weights
     layers: PositiveInt = 4
     width: PositiveInt = 192  # of the residual stream; more is not better for editing
     heads: PositiveInt = 4
@@ -23,9 +23,11 @@ class Recipe(Part):
     warm_exposures: PositiveInt = 60  # statements of each fact of the first part, which keeps to a few subjects
     matrix_lr: PositiveFloat = 0.02  # Muon, on the hidden matrices
     vector_lr: PositiveFloat = 0.01  # AdamW, on embeddings and norms
-    momentum: float = Field(0.95, ge=0, lt=1)  # of Muon
-    weight_decay: float = Field(0.01, ge=0)  # of Muon; AdamW has none
-    warmup: float = Field(0.05, ge=0, lt=1)  # share of the steps over which the learning rates rise; cosine to 0 then
+    momentum: float = Field(default=0.95, ge=0, lt=1)  # of Muon
+    weight_decay: float = Field(default=0.01, ge=0)  # of Muon; AdamW has none
+    warmup: float = Field(
+        default=0.05, ge=0, lt=1
+    )  # share of the steps over which the learning rates rise; cosine to 0 then
     clip: PositiveFloat = 1.0  # largest norm of the gradient
     init_std: PositiveFloat = 0.02  # standard deviation of the initial weights
     bf16: bool = True  # autocast the forward pass to bfloat16; the weights stay float32
@@ -41,9 +43,9 @@ class WorldSettings(Recipe):
     cities: PositiveInt = 40
     companies: PositiveInt = 40
     countries: PositiveInt = 12
-    held_out: int = Field(3, ge=1, le=8)  # phrasings of each fact that pretraining never sees
+    held_out: int = Field(default=3, ge=1, le=8)  # phrasings of each fact that pretraining never sees
     place_factor: PositiveFloat = 3.0  # facts of cities, companies and countries are few: stated so many times as often
     warm_people: PositiveInt = 40  # people whom the first part of pretraining keeps to
-    withheld: int = Field(80, ge=0)  # facts that pretraining leaves out, of as many people, to be injected
-    graded: int = Field(140, ge=0)  # facts stated from 3 to 192 times, of as many people
-    filler: float = Field(0.15, ge=0, lt=1)  # share of the sentences that are about nobody
+    withheld: int = Field(default=80, ge=0)  # facts that pretraining leaves out, of as many people, to be injected
+    graded: int = Field(default=140, ge=0)  # facts stated from 3 to 192 times, of as many people
+    filler: float = Field(default=0.15, ge=0, lt=1)  # share of the sentences that are about nobody

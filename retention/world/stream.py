@@ -1,6 +1,6 @@
 """The order in which pretraining states facts: every statement spread evenly over its part, phrasings in turn.
 
-Knows neither tokens nor models. A fact is stated exactly `exposures` times, with its direct prompt and its phrasings and
+Knows neither tokens nor models. A fact is stated exactly `exposures` times, with its direct prompt and its phrasings,
 never with its paraphrases.
 """
 

@@ -1,6 +1,6 @@
-"""The pretraining loop: sentences to batches, Muon for the hidden matrices, AdamW for the rest. One thread, bit-identical.
+"""The pretraining loop: sentences to batches, Muon for hidden matrices, AdamW for the rest. One thread, bit-identical.
 
-Knows no facts and no files. Muon: K. Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024, as in torch.
+Knows no facts and no files. Muon: K. Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCau
 
 
 def documents(sentences: Sequence[Sequence[int]], recipe: Recipe, bos: int, eos: int) -> list[list[int]]:
-    """<bos> sentence ... <eos>, of one sentence up to as many as the context takes, no sentence cut but one too long."""
+    """<bos> sentence ... <eos>, of one sentence up to as many as the context takes, cut only where one is too long."""
     rng = random.Random(f"documents {recipe.seed}")
     found: list[list[int]] = []
     current, room = [bos], 0

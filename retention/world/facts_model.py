@@ -1,0 +1,72 @@
+"""A tiny language model pretrained on real facts (CounterFact, T-REx, ParaRel phrasings), made once and cached.
+
+The facts come from facts/verbalised.py and the pretraining from pretrain.py. Knows nothing of editing or probing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from retention.facts.verbalised import Source, leads, verbalise
+from retention.types import content_id
+from retention.world.settings import RECIPE_VERSION, Recipe
+
+END = "."
+
+
+class FactModel(Recipe):
+    """A model that knows the real facts of `source`; `facts: {name: verbalised}` draws from the same."""
+
+    name: Literal["facts"] = "facts"
+    source: Source = Source()
+    vocabulary: PositiveInt = Field(8000, description="tokens of the byte-level BPE, at most")
+    filler: bool = Field(True, description="also show the unrelated sentences of the other records' rephrasings")
+    exposures: PositiveInt = 18  # statements of each fact in the main part of pretraining
+    matrix_lr: PositiveFloat = 0.02
+
+    def key(self) -> str:
+        """Content key of the pretrained folder: settings, data files, recipe version, library versions, threads."""
+        settings = self.model_dump()
+        settings["source"] |= {"counterfact": None, "trex": None}  # what the files hold counts, not where they lie
+        return content_id(
+            {
+                "settings": settings,
+                "data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.source.files()],
+                "recipe": RECIPE_VERSION,
+                "versions": {
+                    name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")
+                },
+                "threads": 1,
+            }
+        )
+
+    def folder(self, cache: Path, progress: Callable[[int, int], None] | None = None) -> Path:
+        """Folder of the pretrained model below `cache`, made on first use (some minutes of one core).
+
+        As WorldModel.folder: a stock Hugging Face folder with corpus.txt, facts.jsonl and world.json, whole or not at
+        all. Raises UserError that says what is missing where the data are absent.
+        """
+        from retention.world.pretrain import REPORT, Material, pretrain, warm_facts
+        from retention.world.tokenizer import bpe_tokenizer
+
+        out = Path(cache) / "facts" / self.key()
+        if not (out / REPORT).is_file():
+            pool = verbalise(self.source)
+            warm = warm_facts(pool.facts, self)
+            facts = tuple(
+                replace(f, exposures=self.exposures + self.warm_exposures * (f.id in warm)) for f in pool.facts
+            )
+            text = tuple(leads(self.source, facts)) if self.filler else ()
+            # New objects are objects of some fact, so the tokenizer meets every word that a target has.
+            stated = [f"{fact.text(p)} {fact.target}{END}" for fact in facts for p in (fact.prompt, *fact.phrasings)]
+            tokenizer = bpe_tokenizer([*stated, *text], self.vocabulary, 4 * self.context)
+            material = Material(facts=facts, warm=warm, text=text, end=END)
+            pretrain(material, tokenizer, out, self, settings=self.model_dump(), progress=progress)
+        return out
