@@ -9,13 +9,14 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from retention.models import anatomy
 from retention.tokens import encode
-from retention.types import Delta, Edit, UserError, fill
+from retention.types import Delta, Edit, EditResult, UserError, fill
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -54,13 +55,12 @@ def padded(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor]:
     return ids.to(device), mask.to(device)
 
 
-def log_probs(
-    model: torch.nn.Module, rows: Sequence[Row], places: Sequence[tuple[int, int]], device: torch.device
-) -> Tensor:
+def log_probs(model: Any, rows: Sequence[Row], places: Sequence[tuple[int, int]]) -> Tensor:
     """Next-token log-probabilities [places, vocabulary], float32, at (row, position) places.
 
     The vocabulary head runs only over positions that some row needs.
     """
+    device = model.device
     ids, mask = padded(rows, device)
     columns = sorted({position for _, position in places})
     logits = model(
@@ -73,9 +73,8 @@ def log_probs(
 
 
 def target_losses(
-    model: torch.nn.Module,
+    model: Any,
     rows: Sequence[Row],
-    device: torch.device,
     read: Literal["each", "prompt_last"] = "each",
 ) -> Tensor:
     """Mean negative log-probability per predicted token of each row [rows], nats.
@@ -88,10 +87,10 @@ def target_losses(
             places.append((i, position - 1 if read == "each" else row.start - 1))
             targets.append(row.ids[position])
             owner.append(i)
-    log_p = log_probs(model, rows, places, device)
-    nll = -log_p.gather(1, torch.tensor(targets, device=device)[:, None])[:, 0]
-    index = torch.tensor(owner, device=device)
-    total = torch.zeros(len(rows), device=device).index_add(0, index, nll)
+    log_p = log_probs(model, rows, places)
+    nll = -log_p.gather(1, torch.tensor(targets, device=log_p.device)[:, None])[:, 0]
+    index = torch.tensor(owner, device=log_p.device)
+    total = torch.zeros(len(rows), device=log_p.device).index_add(0, index, nll)
     return total / torch.bincount(index, minlength=len(rows))
 
 
@@ -151,6 +150,20 @@ def trained(model: PreTrainedModel, names: Sequence[str]) -> Iterator[tuple[Mast
                 by_name[name].grad = gradient
 
 
+def block_parameters(
+    model: PreTrainedModel, layers: Sequence[int], what: Literal["all", "mlp", "attention"] = "all"
+) -> list[str]:
+    """Names of all parameters of the blocks, or of their MLPs' or attentions' matrices. UserError if out of range."""
+    places = anatomy(model)
+    chosen = {
+        "all": ("",),
+        "mlp": tuple(f"{name}." for name in places.mlp_projections),
+        "attention": tuple(f"{name}." for name in places.attention_projections),
+    }[what]
+    starts = tuple(f"{places.block.format(places.check(layer))}.{name}" for layer in layers for name in chosen)
+    return [name for name, _ in model.named_parameters() if name.startswith(starts)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """How long and how fast to train."""
@@ -208,9 +221,57 @@ def fit(
 
 
 @torch.no_grad()
-def final_losses(
-    model: torch.nn.Module, rows: Sequence[Row], device: torch.device, batch_size: int = 64
-) -> list[float]:
+def final_losses(model: Any, rows: Sequence[Row], batch_size: int = 64) -> list[float]:
     """Loss of each row under the model as it stands, nats per token."""
-    parts = [target_losses(model, rows[i : i + batch_size], device) for i in range(0, len(rows), batch_size)]
+    parts = [target_losses(model, rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
     return torch.cat(parts).tolist()
+
+
+def train_weights(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    edits: Sequence[Edit],
+    names: Sequence[str],
+    plan: Plan,
+    seed: int,
+    *,
+    read: Literal["each", "prompt_last"] = "each",
+    eos: bool = False,
+    bound: float | None = None,
+) -> EditResult:
+    """Fine-tune the named parameters on all edits jointly and give their change; the model is restored.
+
+    `bound` is the largest change of any single weight, enforced after every step (the L-infinity constraint of FT-L).
+    """
+    rows = [edit_row(tokenizer, e, phrasing, eos=eos) for e in edits for phrasing in e.prompts]
+    with trained(model, names) as (masters, delta):
+        limits = [] if bound is None else [(m, m.detach() - bound, m.detach() + bound) for m in masters.tensors]
+
+        @torch.no_grad()
+        def project() -> None:
+            for master, low, high in limits:
+                master.clamp_(low, high)
+            if limits:
+                masters.write_back()
+
+        fitted = fit(
+            masters, lambda _: rows, lambda batch: target_losses(model, batch, read), plan, seed, after_step=project
+        )
+        change = delta()
+    return EditResult(
+        delta=change,
+        diagnostics=diagnostics(model, tokenizer, edits, change, fitted),
+        info={"steps": fitted.steps, "train_loss": fitted.loss, "parameters": list(names)},
+    )
+
+
+def diagnostics(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, edits: Sequence[Edit], delta: Delta, fitted: Fitted
+) -> tuple[dict[str, Any], ...]:
+    """Per edit: the loss of its direct prompt in the edited model, nats per target token, and the steps taken."""
+    rows = [edit_row(tokenizer, e, e.prompts[0]) for e in edits]
+    with delta.applied(model):
+        losses = final_losses(model, rows)
+    return tuple(
+        {"fact_id": e.fact.id, "final_loss": loss, "steps": fitted.steps} for e, loss in zip(edits, losses, strict=True)
+    )

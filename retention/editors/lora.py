@@ -27,8 +27,8 @@ from retention.editors._training import (
     Masters,
     Plan,
     Row,
+    diagnostics,
     edit_row,
-    final_losses,
     fit,
     log_probs,
     target_losses,
@@ -95,7 +95,6 @@ class Lora(WeightEditor):
         modules = target_modules(model, self.targets, self.layers)
         draw = random.Random(seed)
         before = ["", *(text + " " for text in draw.sample(list(corpus), min(self.prefixes, len(corpus))))]
-        device = model.device
 
         def rows(epoch: int) -> list[Row]:
             """Every phrasing of every edit once, each after a prefix drawn anew."""
@@ -104,7 +103,7 @@ class Lora(WeightEditor):
         config = peft_config(model, modules, self.method, self.rank, self.alpha, self.dropout, self.method_options)
         with adapted(model, config) as wrapped:
             adapter = wrapped.model
-            keep = self._keep(adapter, tokenizer, edits, corpus, device, seed)
+            keep = self._keep(adapter, tokenizer, edits, corpus, seed)
             masters = Masters([p for p in adapter.parameters() if p.requires_grad])
             if not masters.tensors:
                 raise UserError(
@@ -113,7 +112,7 @@ class Lora(WeightEditor):
             fitted = fit(
                 masters,
                 rows,
-                lambda batch: target_losses(adapter, batch, device),
+                lambda batch: target_losses(adapter, batch),
                 Plan(
                     epochs=self.epochs,
                     batch_size=self.batch_size,
@@ -125,15 +124,9 @@ class Lora(WeightEditor):
                 extra=keep,
             )
             delta = merged_update(wrapped, plain=self.method == "lora" and self.method_options.keys() <= PLAIN)
-        direct = [edit_row(tokenizer, e, e.prompts[0]) for e in edits]
-        with delta.applied(model):
-            losses = final_losses(model, direct, device)
         return EditResult(
             delta=delta,
-            diagnostics=tuple(
-                {"fact_id": e.fact.id, "final_loss": loss, "steps": fitted.steps}
-                for e, loss in zip(edits, losses, strict=True)
-            ),
+            diagnostics=diagnostics(model, tokenizer, edits, delta, fitted),
             info={"steps": fitted.steps, "train_loss": fitted.loss, "modules": len(modules)},
         )
 
@@ -143,7 +136,6 @@ class Lora(WeightEditor):
         tokenizer: PreTrainedTokenizerFast,
         edits: Sequence[Edit],
         corpus: Sequence[str],
-        device: torch.device,
         seed: int,
     ) -> Callable[[int], Tensor | None]:
         """The terms of the loss that hold what is not edited, as a function of the step."""
@@ -157,8 +149,8 @@ class Lora(WeightEditor):
 
         def kl(rows: Sequence[Row], places: Sequence[tuple[int, int]]) -> Tensor:
             with torch.no_grad(), adapter.disable_adapter():
-                base = log_probs(adapter, rows, places, device)
-            return (base.exp() * (base - log_probs(adapter, rows, places, device))).sum(-1).mean()
+                base = log_probs(adapter, rows, places)
+            return (base.exp() * (base - log_probs(adapter, rows, places))).sum(-1).mean()
 
         def terms(step: int) -> Tensor | None:
             total: list[Tensor] = []
@@ -170,7 +162,7 @@ class Lora(WeightEditor):
                 places = [(i, p) for i, row in enumerate(rows) for p in range(len(row.ids) - 1)]
                 total.append(self.keep_corpus * kl(rows, places))
             if self.rehearsal:
-                total.append(target_losses(adapter, drawn(self.rehearsal), device).mean())
+                total.append(target_losses(adapter, drawn(self.rehearsal)).mean())
             return torch.stack(total).sum() if total else None
 
         return terms

@@ -1,0 +1,64 @@
+"""FT: fine-tune one MLP matrix on the edits. FT-L bounds every weight's change, FT-M trains on the target as usual.
+
+FT-L: Zhu et al. (2012.00363) as run by Meng et al. (2202.05262) and in EasyEdit: all target tokens are predicted from
+the prompt's last token (no teacher forcing), and after every step each weight is clamped to within `norm_constraint`
+of where it started. FT-M (EasyEdit): the ordinary cross-entropy of the target tokens. Both: Adam, lr 5e-4, 25 epochs,
+until an epoch's loss is below 0.01.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from retention.editors._base import WeightEditor, family, published
+from retention.editors._training import Plan, train_weights
+from retention.models import down_parameter
+from retention.types import Edit, EditResult
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+LAYERS = {"gpt2-xl": 0, "gpt2-large": 0, "gpt2-medium": 0, "gpt-j-6b": 21, "llama-7b": 21, "qwen-7b": 27}
+BOUNDS = {"gpt2-xl": 5e-4, "gpt2-large": 1e-3, "gpt2-medium": 2e-3, "gpt-j-6b": 5e-5}  # unbounded on other families
+
+
+class Ft(WeightEditor):
+    name: Literal["ft"] = "ft"
+    variant: Literal["FT-L", "FT-M"] = "FT-L"
+    layer: int | None = None  # block whose MLP's second matrix is trained; None: the published one of a known family
+    norm_constraint: float | Literal["published"] | None = "published"
+    # largest change of any weight; "published": the family's with FT-L where there is one; None: unbounded
+    lr: float = Field(default=5e-4, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    epochs: int = Field(default=25, ge=1, description="passes over all edits")
+    batch_size: int = Field(default=64, ge=1, description="rows of edits a step")
+    stop_loss: float = Field(default=1e-2, ge=0, description="mean loss of an epoch that ends training, nats per token")
+
+    def write(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        edits: Sequence[Edit],
+        *,
+        seed: int,
+        corpus: Sequence[str],
+        cache: Path | None,
+    ) -> EditResult:
+        name, _ = down_parameter(model, published("ft", "layer", self.layer, LAYERS, model))
+        bound = self.norm_constraint
+        if bound == "published":
+            bound = BOUNDS.get(family(model) or "") if self.variant == "FT-L" else None
+        plan = Plan(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            stop_loss=self.stop_loss,
+        )
+        read: Literal["each", "prompt_last"] = "prompt_last" if self.variant == "FT-L" else "each"
+        return train_weights(model, tokenizer, edits, [name], plan, seed, read=read, bound=bound)
