@@ -1,0 +1,75 @@
+"""Prefixes that an edit is written after, so that it holds in running text: sampled from the model, by seed.
+
+Knows nothing about facts. Nothing is kept between calls: equal model, seed and lengths give equal prefixes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+STARTS = ("The", "Therefore", "Because", "I", "You")  # as in MEMIT (Meng et al. 2023) and EasyEdit
+TOP_K = 5  # as published
+
+
+def knows(tokenizer: PreTrainedTokenizerFast, text: str) -> bool:
+    """Whether the tokenizer can write the text without its unknown token."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return bool(ids) and (tokenizer.unk_token_id is None or tokenizer.unk_token_id not in ids)
+
+
+@torch.no_grad()
+def sample_prefixes(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, lengths: Sequence[int], seed: int
+) -> tuple[str, ...]:
+    """One prefix for each entry of `lengths` (its length in tokens), to be put before a prompt as it stands.
+
+    Top-5 sampling after The, Therefore, Because, I, You in turn, where the vocabulary has them, and else after the
+    beginning of a text. Each prefix has a generator of its own: one more prefix leaves the others as they were.
+    """
+    starts = [start for start in STARTS if knows(tokenizer, start)] or [""]
+    head = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    if not head and starts == [""]:
+        head = [tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0]
+    rows: list[list[int]] = []
+    for index in range(len(lengths)):
+        word = starts[index % len(starts)]
+        rows.append(head + (list(tokenizer(word, add_special_tokens=False)["input_ids"]) if word else []))
+    banned = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.long, device=model.device)
+    generators = [torch.Generator().manual_seed(hash_seed(seed, index)) for index in range(len(lengths))]
+    groups: dict[int, list[int]] = defaultdict(list)  # rows of equal start length run together, without padding
+    for index, row in enumerate(rows):
+        groups[len(row)].append(index)
+    for members in groups.values():
+        cache: Any = None
+        ids = torch.tensor([rows[i] for i in members], device=model.device)
+        for _ in range(max(len(head) + lengths[i] - len(rows[i]) for i in members)):
+            out = model(input_ids=ids, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            ids = _sample(out.logits[:, -1].float(), banned, [generators[i] for i in members])
+            for i, token in zip(members, ids[:, 0].tolist(), strict=True):
+                if len(rows[i]) < len(head) + lengths[i]:
+                    rows[i].append(token)
+    stop = ". " if knows(tokenizer, ".") else " "
+    texts = [str(tokenizer.decode(row, skip_special_tokens=True)).strip() for row in rows]
+    return tuple(text + stop for text in texts if text)
+
+
+def _sample(logits: Tensor, banned: Tensor, generators: list[torch.Generator]) -> Tensor:
+    logits[:, banned] = -torch.inf  # a prefix that ends the text is no prefix
+    values, tokens = logits.topk(min(TOP_K, logits.shape[-1]), dim=-1)
+    weights = values.softmax(-1).cpu()
+    picks = [torch.multinomial(w, 1, generator=g) for w, g in zip(weights, generators, strict=True)]
+    return tokens.gather(1, torch.stack(picks).to(tokens.device))
+
+
+def hash_seed(seed: int, index: int) -> int:
+    """A seed for the index-th of several independent generators."""
+    return (seed * 1_000_003 + index) % 2**63

@@ -1,0 +1,270 @@
+"""What the edited layer should give at a subject for the model to say the new target: v*, for all edits at once.
+
+ROME (Meng et al. 2022, equation 4) and MEMIT (Meng et al. 2023, equation 16), with the published loss, optimiser and
+stopping rule. Knows no closed form: what to do with a v* is the editor's business.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from retention.editors._batch import FastBatch, FullBatch, Site, States
+from retention.editors._rows import Row, anchor_rows, batches, merged, statement_rows
+from retention.editors._saved import weights_hash, with_cache
+from retention.models import Anatomy, anatomy
+from retention.types import Edit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+VERSION = 1  # of the algorithm: raise it when its numbers change
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's, as published
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueSettings:
+    """The published loss: mean over rows of NLL per target token + kl_factor KL + weight_decay |delta| / |v0|^2."""
+
+    steps: int  # evaluations of the loss; updates are one fewer, as published
+    lr: float
+    weight_decay: float
+    clamp: float  # |delta| <= clamp * |v0|
+    kl_factor: float  # of KL(edited || unedited) in nats at the anchors
+    stop: float = 0.05  # an edit is finished when its loss is below, nats
+
+
+@dataclass(frozen=True)
+class Values:
+    """v* of every edit at one site, and how it was reached."""
+
+    value: Tensor  # [edits, d] float32, v* = initial + delta
+    initial: Tensor  # [edits, d], v0: what the site gives for the bare direct prompt
+    diagnostics: tuple[dict[str, Any], ...]  # per edit: fact_id, final_loss (nats), steps, target_probability, ...
+    fast: bool  # False where the architecture needed whole forwards
+
+
+def target_values(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    edits: Sequence[Edit],
+    *,
+    layer: int,
+    site: Site,
+    settings: ValueSettings,
+    prefixes: Sequence[str] = (),
+    cache: Path | None = None,
+    fast: bool = True,
+    budget: int | None = None,
+) -> Values:
+    """Optimise v* of each edit alone, on the unedited model.
+
+    budget: tokens of whole rows held at once; by default from the memory that is free. It bounds memory and does not
+    change results beyond rounding. The model must be in eval mode, without parameter gradients.
+    """
+    places = anatomy(model)
+    places.check(layer)
+    rows = merged(statement_rows(tokenizer, edits, prefixes) + anchor_rows(tokenizer, edits))
+    key = None
+    if cache is not None:
+        texts = [[r.edit, r.ids, r.at, r.targets, r.keep] for r in rows]
+        key = ["values", VERSION, weights_hash(model), texts, layer, site, asdict(settings), fast]
+
+    def compute() -> dict[str, Tensor]:
+        return _all(model, places, edits, rows, layer, site, settings, fast, budget or free_tokens(model, places))
+
+    found = with_cache(cache, key, compute)
+    diagnostics = []
+    for i, edit in enumerate(edits):
+        delta = float((found["value"][i] - found["initial"][i]).norm())
+        diagnostics.append(
+            {
+                "fact_id": edit.fact.id,
+                "final_loss": float(found["loss"][i]),
+                "steps": int(found["steps"][i]),
+                "target_probability": float(found["probability"][i]),
+                "relative_delta": delta / float(found["initial"][i].norm()),
+            }
+        )
+    return Values(found["value"], found["initial"], tuple(diagnostics), bool(found["fast"].all()))
+
+
+def _all(
+    model: PreTrainedModel, places: Anatomy, edits: Sequence[Edit], rows: Sequence[Row], layer: int, site: Site,
+    settings: ValueSettings, fast: bool, budget: int,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Groups of edits that fit into the budget, one after another; the budget is halved when memory runs out."""
+    of_edit: list[list[Row]] = [[] for _ in edits]
+    for row in rows:
+        of_edit[row.edit].append(row)
+    parts: list[dict[str, Tensor]] = []
+    start = 0
+    while start < len(edits):
+        stop, size = start + 1, sum(len(row.ids) for row in of_edit[start])
+        while stop < len(edits) and size + sum(len(row.ids) for row in of_edit[stop]) <= budget:
+            size += sum(len(row.ids) for row in of_edit[stop])
+            stop += 1
+        group = [row for i in range(start, stop) for row in of_edit[i]]
+        try:
+            parts.append(_optimise(model, places, group, start, stop - start, layer, site, settings, fast))
+        except torch.OutOfMemoryError:
+            if stop - start == 1:
+                raise
+            torch.cuda.empty_cache()
+            budget = size // 2
+            continue
+        start = stop
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A batch of rows and how each of its read positions counts."""
+
+    batch: FastBatch | FullBatch
+    edit: Tensor  # [rows] index of the row's edit within the group
+    weight: Tensor  # [reads] share of this read in its edit's loss
+    direct: Tensor  # [target reads] 1 at the target tokens of the bare direct prompt
+    kept: Tensor | None = None  # [anchor reads, vocabulary] log-probabilities to be kept
+
+    def without(self, active: list[bool]) -> _Piece | None:
+        """Only the rows of edits that are still active; None where there are none."""
+        rows = [i for i, edit in enumerate(self.edit.tolist()) if active[edit]]
+        if len(rows) == len(self.batch.rows):
+            return self
+        if not rows:
+            return None
+        stays = torch.zeros(len(self.batch.rows), dtype=torch.bool, device=self.edit.device)
+        stays[rows] = True
+        reads = stays[self.batch.reads.row]
+        n = self.batch.reads.n_targets
+        assert self.kept is not None
+        return _Piece(
+            self.batch.select(rows), self.edit[stays], self.weight[reads], self.direct[reads[:n]], self.kept[reads[n:]]
+        )
+
+
+def _pieces(
+    model: PreTrainedModel, places: Anatomy, rows: Sequence[Row], first_edit: int, v0: Tensor, site: Site, layer: int,
+    fast: bool,
+) -> tuple[list[_Piece], bool]:  # fmt: skip
+    """Rows in batches of like length, after one plain forward that also gives each edit's v0 (filled in).
+
+    A replay that does not give back the plain forward's states (an architecture whose blocks depend on something that
+    their call does not show) is not used: whole forwards take its place.
+    """
+    batched: list[FastBatch | FullBatch] = []
+    for members in batches([len(row.ids) - row.at for row in rows]):
+        chosen = [rows[i] for i in members]
+        states, final = States.of(model, places, chosen, layer, site)
+        for b, row in enumerate(chosen):
+            if row.direct:
+                v0[row.edit - first_edit] = states.value[b]
+        if fast:
+            quick = FastBatch(model, places, chosen, layer, site, states)
+            fast = quick.agrees(final) and (bool(batched) or _head_agrees(model, places, chosen[0], final[0]))
+            batched.append(quick)
+    if not fast:
+        whole = batches([len(row.ids) for row in rows])
+        batched = [FullBatch(model, places, [rows[i] for i in group], layer, site) for group in whole]
+    statements: Counter[int] = Counter(row.edit for row in rows if row.targets)
+    anchors: Counter[int] = Counter(row.edit for row in rows for _ in row.keep)
+    pieces = []
+    for batch in batched:
+        targets = [1.0 / (len(row.targets) * statements[row.edit]) for row in batch.rows for _ in row.targets]
+        keep = [1.0 / anchors[row.edit] for row in batch.rows for _ in row.keep]
+        edit = torch.tensor([row.edit - first_edit for row in batch.rows], device=v0.device)
+        weight = torch.tensor(targets + keep, device=v0.device)
+        direct = torch.tensor([float(row.direct) for row in batch.rows for _ in row.targets], device=v0.device)
+        pieces.append(_Piece(batch, edit, weight, direct))
+    return pieces, fast
+
+
+@torch.no_grad()
+def _head_agrees(model: PreTrainedModel, places: Anatomy, row: Row, final: Tensor) -> bool:
+    """Whether final norm, head and soft cap, applied to the last block's output, give the model's own logits."""
+    ids = torch.tensor([row.ids], device=final.device)
+    expected = model(input_ids=ids, use_cache=False).logits[0, row.at :]
+    found = places.logits(model, final[: len(expected)])
+    return bool((found - expected).norm() <= 1e-3 * expected.norm())
+
+
+def _optimise(
+    model: PreTrainedModel, places: Anatomy, rows: Sequence[Row], first_edit: int, count: int, layer: int, site: Site,
+    settings: ValueSettings, fast: bool,
+) -> dict[str, Tensor]:  # fmt: skip
+    """v* of `count` edits from `first_edit` on, in step with one another."""
+    device = next(model.parameters()).device
+    v0 = torch.zeros(count, places.hidden, device=device)
+    pieces, fast = _pieces(model, places, rows, first_edit, v0, site, layer, fast)
+    limit = settings.clamp * v0.norm(dim=1)
+    decay = settings.weight_decay / v0.norm(dim=1).square()
+    delta, mean, square = (torch.zeros_like(v0) for _ in range(3))
+    loss, surprise = torch.zeros(count, device=device), torch.zeros(count, device=device)
+    steps = torch.zeros(count, dtype=torch.long, device=device)
+    active = torch.ones(count, dtype=torch.bool, device=device)
+    for step in range(1, settings.steps + 1):
+        last = step == settings.steps
+        leaf = delta.clone().requires_grad_(not last)
+        loss_now, surprise_now = decay * delta.norm(dim=1), torch.zeros_like(surprise)
+        pieces = [_read(piece, leaf, settings.kl_factor, loss_now, surprise_now) for piece in pieces]
+        loss = torch.where(active, loss_now, loss)
+        surprise = torch.where(active, surprise_now, surprise)
+        steps += active
+        still = active & (loss_now >= settings.stop)
+        if last or not bool(still.any()):
+            break
+        assert leaf.grad is not None
+        grad = leaf.grad + (decay / delta.norm(dim=1).clamp(min=1e-30))[:, None] * delta
+        mean = BETAS[0] * mean + (1 - BETAS[0]) * grad
+        square = BETAS[1] * square + (1 - BETAS[1]) * grad * grad
+        denominator = square.sqrt() / (1 - BETAS[1] ** step) ** 0.5 + EPSILON
+        moved = delta - settings.lr / (1 - BETAS[0] ** step) * mean / denominator
+        length = moved.norm(dim=1)
+        moved = moved * torch.where(length > limit, limit / length.clamp(min=1e-30), 1.0)[:, None]
+        delta = torch.where(still[:, None], moved, delta)
+        if bool((active & ~still).any()):
+            rest = [piece.without(still.tolist()) for piece in pieces]
+            pieces = [piece for piece in rest if piece is not None]
+        active = still
+    return {
+        "value": (v0 + delta).cpu(), "initial": v0.cpu(), "loss": loss.cpu(), "steps": steps.cpu(),
+        "probability": (-surprise).exp().cpu(), "fast": torch.tensor([fast]),
+    }  # fmt: skip
+
+
+def _read(piece: _Piece, delta: Tensor, kl_factor: float, loss: Tensor, surprise: Tensor) -> _Piece:
+    """Add the piece's share to each edit's loss and direct surprise (nats), and its gradient to delta's."""
+    with torch.set_grad_enabled(delta.requires_grad):
+        logp = torch.log_softmax(piece.batch.logits(delta[piece.edit]).float(), dim=-1)
+        n = piece.batch.reads.n_targets
+        kept = logp[n:].detach() if piece.kept is None else piece.kept
+        nll = -logp[:n].gather(1, piece.batch.reads.token[:, None])[:, 0]
+        kl = (logp[n:].exp() * (logp[n:] - kept)).sum(-1)
+        terms = torch.cat([nll, kl_factor * kl]) * piece.weight
+        if terms.requires_grad:
+            terms.sum().backward()
+    edit = piece.edit[piece.batch.reads.row]
+    loss.index_add_(0, edit, terms.detach())
+    surprise.index_add_(0, edit[:n], nll.detach() * piece.direct)
+    return piece if piece.kept is not None else replace(piece, kept=kept)
+
+
+def free_tokens(model: PreTrainedModel, places: Anatomy) -> int:
+    """Tokens of whole rows that half of the free memory holds while gradients are taken, from the model's widths."""
+    device = next(model.parameters()).device
+    per_layer = 10 * places.hidden + 6 * places.mlp_width  # what a block keeps for its backward pass, and its cache
+    per_token = 4 * (places.layers * per_layer + model.config.get_text_config().vocab_size)
+    if device.type == "cuda":
+        return max(1, int(0.5 * torch.cuda.mem_get_info(device)[0] / per_token))
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**32
+    # A processor gains nothing from batches that do not fit into its caches anyway.
+    return max(1, min(8192, int(0.5 * free / per_token)))

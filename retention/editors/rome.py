@@ -1,0 +1,110 @@
+"""ROME: each fact as a rank-one update of one MLP's second matrix (Meng et al. 2022, arXiv:2202.05262).
+
+`r-rome` (Gupta et al. 2024, arXiv:2403.07175) uses the mean key over all contexts everywhere, and is the default.
+`original` takes the direction from the mean key but meets the constraint at the bare prompt's key, as published code
+does. `p-rome` uses the bare prompt's key everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from retention.editors._base import WeightEditor, family, published
+from retention.editors._contexts import sample_prefixes
+from retention.editors._keys import Covariance, KeyWalk, mean_keys, metrics
+from retention.editors._rows import statement_rows
+from retention.editors._solve import rank_one_in_order
+from retention.editors._spread import low_rank
+from retention.editors._values import ValueSettings, target_values
+from retention.models import anatomy
+from retention.types import Delta, Edit, EditResult
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+LAYER = {
+    "gpt2-medium": 8, "gpt2-large": 12, "gpt2-xl": 17, "gpt-j-6b": 5, "gpt-neox-20b": 15,
+    "llama-7b": 5, "mistral-7b": 5, "qwen-7b": 5,
+}  # fmt: skip
+SEVEN_B = ("llama-7b", "mistral-7b", "qwen-7b")  # for which EasyEdit's settings are the published ones
+
+
+class Rome(WeightEditor):
+    """Every v* from the unedited weights, then rank-one updates in order, each exact against the current weights."""
+
+    name: Literal["rome"] = "rome"
+    rank_one_per_edit: ClassVar[bool] = True
+
+    variant: Literal["r-rome", "original", "p-rome"] = "r-rome"
+    layer: int | None = Field(default=None, ge=0, description="from 0; None: the paper's for a published model family")
+    v_steps: int | None = Field(default=None, ge=1, description="evaluations of v*'s loss; None: 20, 25 at 7B")
+    v_lr: float = Field(default=0.5, gt=0, description="of Adam on v*")
+    v_weight_decay: float | None = Field(
+        default=None, ge=0, description="of |delta| / |v0|^2 in v*'s loss; None: 0.5, 1e-3 at 7B"
+    )
+    clamp_norm_factor: float | None = Field(
+        default=None, gt=0, description="|delta| <= this times |v0|; None: 4, 3 for gpt2-medium"
+    )
+    kl_factor: float = Field(default=0.0625, ge=0, description="weight of the KL divergence at the anchors")
+    context_lengths: tuple[int, ...] = Field(
+        default=(5,) * 10 + (10,) * 10, description="tokens of each generated prefix; [] for none"
+    )
+    covariance: Covariance = Covariance()
+
+    @property
+    def label(self) -> str:
+        bare = super().label
+        return bare if self.variant == "r-rome" else bare.replace("rome", f"rome-{self.variant}", 1)
+
+    def write(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        edits: Sequence[Edit],
+        *,
+        seed: int,
+        corpus: Sequence[str],
+        cache: Path | None,
+    ) -> EditResult:
+        """One LowRank with one term per edit, in order. Diagnostics per edit: see Values, and update_norm."""
+        places, known = anatomy(model), family(model)
+        layer = places.check(published(self.name, "layer", self.layer, LAYER, model))
+        settings = ValueSettings(
+            steps=self.v_steps or (25 if known in SEVEN_B else 20),
+            lr=self.v_lr,
+            weight_decay=(1e-3 if known in SEVEN_B else 0.5) if self.v_weight_decay is None else self.v_weight_decay,
+            clamp=self.clamp_norm_factor or (3.0 if known == "gpt2-medium" else 4.0),
+            kl_factor=self.kl_factor,
+        )
+        metric = metrics(model, tokenizer, [layer], corpus, self.covariance, cache)[layer]
+        prefixes = sample_prefixes(model, tokenizer, self.context_lengths, seed)
+        values = target_values(
+            model, tokenizer, edits, layer=layer, site="mlp", settings=settings, prefixes=prefixes, cache=cache
+        )
+        rows = statement_rows(tokenizer, edits, prefixes)
+        keys = KeyWalk(model, places, rows, layer).keys()
+        mean = mean_keys(keys, rows, len(edits), "uniform")
+        bare = keys[[i for i, row in enumerate(rows) if row.direct]].double()
+        direction = bare if self.variant == "p-rome" else mean
+        at = mean if self.variant == "r-rome" else bare
+        down = places.down_module(model, layer)
+        with torch.no_grad():
+            weight = down.get_parameter("weight").double()
+            given = at @ (weight if places.transposed else weight.T)
+            bias = down.get_parameter("bias") if getattr(down, "bias", None) is not None else None
+            residuals = values.value.to(given.device).double() - (given if bias is None else given + bias.double())
+        update = rank_one_in_order(metric, direction, at, residuals)
+        norms = (update.left.norm(dim=0) * update.right.norm(dim=1)).tolist()
+        return EditResult(
+            delta=Delta({f"{places.down.format(layer)}.weight": low_rank(places, update)}),
+            diagnostics=tuple(
+                {**entry, "update_norm": norm} for entry, norm in zip(values.diagnostics, norms, strict=True)
+            ),
+            info={"layers": [layer], "variant": self.variant, "prefixes": list(prefixes), "fast": values.fast},
+        )
