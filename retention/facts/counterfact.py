@@ -122,9 +122,13 @@ class Phrasings:
         self._of = {relation: sorted(ps, key=lambda p: (-len(p), p)) for relation, ps in found.items()}
         self._all = sorted(set().union(*found.values()), key=lambda p: (-len(p), p))
 
+    def restated(self, relation: str, phrasing: str) -> str | None:
+        """The prompt of the relation that the phrasing ends in, with or without a sentence before it; None if none."""
+        return next((known for known in self._of.get(relation, ()) if phrasing.endswith(known)), None)
+
     def restates(self, relation: str, phrasing: str) -> bool:
-        """Whether the phrasing is one of the relation's prompts, with or without a sentence before it."""
-        return any(phrasing.endswith(known) for known in self._of.get(relation, ()))
+        """Whether the phrasing says the relation's fact again."""
+        return self.restated(relation, phrasing) is not None
 
     def split(self, relation: str, text: str) -> tuple[str, str]:
         """(phrasing, subject) of a text about an unnamed subject, as the module's docstring says."""

@@ -34,15 +34,14 @@ class FactModel(Recipe):
     def key(self) -> str:
         """Content key of the pretrained folder: settings, data files, recipe version, library versions, threads."""
         settings = self.model_dump()
+        libraries = ("torch", "transformers", "tokenizers")
         settings["source"] |= {"counterfact": None, "trex": None}  # what the files hold counts, not where they lie
         return content_id(
             {
                 "settings": settings,
                 "data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.source.files()],
                 "recipe": RECIPE_VERSION,
-                "versions": {
-                    name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")
-                },
+                "versions": {name: importlib.metadata.version(name) for name in libraries},
                 "threads": 1,
             }
         )
