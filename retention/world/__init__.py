@@ -12,7 +12,7 @@ from typing import Literal
 
 from retention.types import content_id
 from retention.world import phrases
-from retention.world.generate import World, build
+from retention.world.generate import World, build, material
 from retention.world.settings import RECIPE_VERSION, Recipe, WorldSettings
 
 __all__ = ["WorldModel", "World", "Recipe", "build", "phrases"]
@@ -42,13 +42,11 @@ class WorldModel(WorldSettings):
         A stock Hugging Face folder with corpus.txt, facts.jsonl and world.json (see pretrain.py). It appears whole or
         not at all; where two processes make it at once, the first to finish publishes. `progress(done, total)`: steps.
         """
-        from retention.world.pretrain import REPORT, Material, pretrain
+        from retention.world.pretrain import REPORT, pretrain
         from retention.world.tokenizer import word_tokenizer
 
         out = Path(cache) / "worlds" / self.key()
         if not (out / REPORT).is_file():
-            world = build(self)
-            material = Material(facts=(*world.facts, *world.two_hop), warm=world.warm, text=world.filler, end=" .")
-            tokenizer = word_tokenizer(world.vocabulary, 4 * self.context)
-            pretrain(material, tokenizer, out, self, settings=self.model_dump(), progress=progress)
+            tokenizer = word_tokenizer(build(self).vocabulary, 4 * self.context)
+            pretrain(material(self), tokenizer, out, self, settings=self.model_dump(), progress=progress)
         return out

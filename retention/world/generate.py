@@ -16,6 +16,7 @@ from retention.types import Fact, content_id
 from retention.world import phrases
 from retention.world.names import Names
 from retention.world.settings import WorldSettings
+from retention.world.stream import Material
 
 _WORDS = re.compile(r"\w+|[^\w\s]+")
 GRADES = (3, 6, 12, 24, 48, 96, 192)  # statements in pretraining of the graded facts
@@ -171,6 +172,12 @@ def build(settings: WorldSettings) -> World:
         warm=frozenset(warm),
         vocabulary=tuple(sorted(vocabulary)),
     )
+
+
+def material(settings: WorldSettings) -> Material:
+    """What the world's model is pretrained on; facts that are withheld or left unstated have exposures 0."""
+    world = build(settings)
+    return Material(facts=(*world.facts, *world.two_hop), warm=world.warm, text=world.filler, end=" .")
 
 
 def _capitals(rng: random.Random, city_facts: Iterable[Fact], countries: Sequence[str], held_out: int) -> list[Fact]:

@@ -174,7 +174,7 @@ PLACE_RELATIONS: dict[str, tuple[str, ...]] = {
 # Employer, then headquarters, in one step.
 TWO_HOP_RELATION = "employer_headquarters"
 TWO_HOP: tuple[str, ...] = (
-    "The employer of {} is based in",
+    "The employer of {} has its base in",
     "The company where {} works has its headquarters in",
     "The main office of the employer of {} is in",
     "The firm that pays {} is run from",

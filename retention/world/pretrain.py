@@ -1,8 +1,8 @@
 """Pretrain a tiny model on stated facts and publish it as an ordinary Hugging Face folder, whole or not at all.
 
 The folder: config.json, model.safetensors (float32), tokenizer files, corpus.txt (sentences of the pretraining stream,
-one a line, for the covariance of keys), facts.jsonl (every fact, its trained and its held-out phrasings) and, written last,
-world.json (settings, recall on held-out phrasings, CPU seconds). Knows the world only by the facts it is given.
+one a line, for the covariance of keys), facts.jsonl (every fact, its trained and its held-out phrasings) and, written
+last, world.json (settings, recall on held-out phrasings, CPU seconds). Knows the world only by the facts it is given.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retention.types import Fact, UserError
 from retention.world.factfile import read_facts
 from retention.world.settings import Recipe
-from retention.world.stream import stream
+from retention.world.stream import Material, stream
 from retention.world.tokenizer import bpe_tokenizer
 from retention.world.train import Progress, batches, documents, new_model, one_thread, recall, train
 
@@ -31,16 +32,6 @@ if TYPE_CHECKING:
 REPORT = "world.json"
 CORPUS_SENTENCES = 6000  # about 60,000 tokens
 FILE_RECIPE = Recipe(exposures=24)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Material:
-    """What a model is pretrained on."""
-
-    facts: tuple[Fact, ...]  # with exact `exposures`; those of 0 are only written to facts.jsonl
-    warm: Collection[str]  # ids of the facts that the first part keeps to
-    text: tuple[str, ...]  # further sentences or lines
-    end: str  # what closes the statement of a fact, e.g. " ."
 
 
 def pretrain(
@@ -59,9 +50,7 @@ def pretrain(
     """
     with one_thread():
         started = time.process_time()
-        sentences, n_first = stream(
-            material.facts, material.warm, recipe.warm_exposures, material.text, seed=recipe.seed, end=material.end
-        )
+        sentences, n_first = stream(material, recipe)
         ids = tokenizer(sentences, add_special_tokens=False)["input_ids"]
         bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         assert isinstance(bos, int)
@@ -87,7 +76,8 @@ def pretrain(
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        model.save_pretrained(folder)
+        with _quiet():
+            model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         chosen = random.Random(f"corpus {recipe.seed}").sample(sentences, min(CORPUS_SENTENCES, len(sentences)))
         (folder / "corpus.txt").write_text("\n".join(chosen) + "\n", encoding="utf-8")
@@ -103,6 +93,20 @@ def pretrain(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return report
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's own progress bar."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def fact_record(fact: Fact) -> dict[str, Any]:

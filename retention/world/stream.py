@@ -8,8 +8,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from retention.types import Fact
+from retention.world.settings import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What a model is pretrained on."""
+
+    facts: tuple[Fact, ...]  # with exact `exposures`; those of 0 are only written to facts.jsonl
+    warm: Collection[str]  # ids of the facts that the first part keeps to
+    text: tuple[str, ...]  # further sentences or lines
+    end: str  # what closes the statement of a fact, e.g. " ."
 
 
 def statements(facts: Sequence[Fact], counts: Sequence[int], rng: random.Random, end: str) -> list[tuple[float, str]]:
@@ -24,21 +36,20 @@ def statements(facts: Sequence[Fact], counts: Sequence[int], rng: random.Random,
     return timed
 
 
-def stream(
-    facts: Sequence[Fact], warm: Collection[str], warm_exposures: int, filler: Sequence[str], *, seed: int, end: str
-) -> tuple[list[str], int]:
+def stream(material: Material, recipe: Recipe) -> tuple[list[str], int]:
     """All sentences in their order, and how many of them make up the first part.
 
-    The first part states each fact whose id is in `warm` `warm_exposures` times; the rest of every fact's exposures and
-    the filler follow, the filler spread over both parts alike. A curriculum: from few subjects the model learns in a
+    The first part states each fact whose id is in `warm` `warm_exposures` times, the second the rest of every fact's
+    exposures; the text is spread over both alike. A curriculum: from few subjects the model learns in a
     quarter of the steps what a statement is, without which the same budget recalls half as much.
     """
-    rng = random.Random(f"stream {seed}")
-    first = [f for f in facts if f.id in warm]
-    early = statements(first, [warm_exposures] * len(first), rng, end)
-    late = statements(facts, [(f.exposures or 0) - warm_exposures * (f.id in warm) for f in facts], rng, end)
-    n_early = round(len(filler) * len(early) / max(1, len(early) + len(late)))
-    early += [(rng.random(), sentence) for sentence in filler[:n_early]]
-    late += [(rng.random(), sentence) for sentence in filler[n_early:]]
+    rng = random.Random(f"stream {recipe.seed}")
+    facts, text, n = material.facts, material.text, recipe.warm_exposures
+    first = [f for f in facts if f.id in material.warm]
+    early = statements(first, [n] * len(first), rng, material.end)
+    late = statements(facts, [(f.exposures or 0) - n * (f.id in material.warm) for f in facts], rng, material.end)
+    n_early = round(len(text) * len(early) / max(1, len(early) + len(late)))
+    early += [(rng.random(), sentence) for sentence in text[:n_early]]
+    late += [(rng.random(), sentence) for sentence in text[n_early:]]
     ordered = [sentence for _, sentence in sorted(early)] + [sentence for _, sentence in sorted(late)]
     return ordered, len(early)
