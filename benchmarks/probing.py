@@ -1,6 +1,6 @@
 """Probing speed: our packed scoring and batched decoding against one question at a time.
 
-    python benchmarks/probing.py [--json] [--layers 12 --width 512 --vocabulary 50257] [--edits 25 --decoded 96]
+    python benchmarks/probing.py [--json] [--layers 12 --width 512 --vocabulary 50257] [--edits 20 --decoded 156]
 
 The model has GPT-2's shape and random weights; the questions have CounterFact's: for each edit one direct question, two
 paraphrases and ten neighbors, each with a target and a foil. The plain way runs a whole forward with logits at every
@@ -148,9 +148,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--vocabulary", type=int, default=50257)
-    parser.add_argument("--edits", type=int, default=25, help="13 questions each are scored")
-    parser.add_argument("--decoded", type=int, default=96, help="how many of the questions are decoded too")
-    parser.add_argument("--new-tokens", type=int, default=12, help="generated a question, at most")
+    parser.add_argument("--edits", type=int, default=20, help="13 questions each are scored")
+    parser.add_argument("--decoded", type=int, default=156, help="how many of the questions are decoded too")
+    parser.add_argument("--new-tokens", type=int, default=16, help="generated a question, at most")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
