@@ -135,6 +135,8 @@ def train(
     optimizers = _optimizers(model, recipe)
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     model.train()
+    # On short rows, on a CPU, the plain formula's backward pass takes half the time of the fused kernel's.
+    model.set_attn_implementation("eager")
     losses = []
     for step, ids in enumerate(data):
         factor = _factor(step, len(data), recipe.warmup)
@@ -154,6 +156,7 @@ def train(
         if progress is not None:
             progress(step + 1, len(data))
     model.eval()
+    model.set_attn_implementation("sdpa")
     last = losses[-max(1, len(losses) // 10) :]
     return sum(last) / len(last)
 

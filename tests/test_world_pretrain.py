@@ -1,0 +1,246 @@
+"""Pretraining from start to end on a very small world and on a hand-made file of facts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from retention.types import UserError
+from retention.world import Recipe, WorldModel
+from retention.world.factfile import read_facts
+from retention.world.pretrain import pretrain_file
+from retention.world.stream import Material, stream
+from retention.world.train import batches, documents
+
+SMALL = {
+    "layers": 2,
+    "width": 32,
+    "heads": 2,
+    "mlp": 64,
+    "rows": 8,
+    "exposures": 3,
+    "warm_exposures": 2,
+}
+TINY = WorldModel(
+    **SMALL, people=12, new_people=3, cities=6, companies=6, countries=3, warm_people=4, withheld=2, graded=0
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def folder(cache):
+    return TINY.folder(cache)
+
+
+def test_the_folder_is_an_ordinary_model(folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert model.dtype == torch.float32
+    assert tokenizer.is_fast
+    ids = tokenizer("{} is a".replace("{}", "river"))["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "river is a"
+    assert len(tokenizer) == model.config.vocab_size
+
+
+def test_corpus_holds_sentences_of_the_stream_in_the_vocabulary(folder):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    lines = (folder / "corpus.txt").read_text().splitlines()
+    assert len(lines) > 100
+    assert all(line.endswith(" .") for line in lines)
+    assert not any(tokenizer.unk_token_id in ids for ids in tokenizer(lines)["input_ids"])
+
+
+def test_report_and_facts_are_written(folder):
+    report = json.loads((folder / "world.json").read_text())
+    assert report["settings"] == TINY.model_dump()
+    assert 0 <= report["recall"]["full"]["held_out"] <= 1
+    assert report["cpu_seconds"] > 0
+    facts = [json.loads(line) for line in (folder / "facts.jsonl").read_text().splitlines()]
+    corpus = set((folder / "corpus.txt").read_text().splitlines())
+    for fact in facts:
+        assert not {f"{t.replace('{}', fact['subject'])} {fact['object']} ." for t in fact["held_out"]} & corpus
+
+
+def test_training_learns(folder):
+    """Below the loss of a uniform guess by far: the vocabulary has several hundred words."""
+    assert json.loads((folder / "world.json").read_text())["final_loss"] < 5.0
+
+
+def test_second_use_reads_the_cache(folder, cache):
+    before = (folder / "world.json").stat().st_mtime_ns
+    steps = []
+    assert TINY.folder(cache, progress=lambda done, total: steps.append(done)) == folder
+    assert steps == []
+    assert (folder / "world.json").stat().st_mtime_ns == before
+
+
+def test_bit_identical_twice_and_leaves_threads_and_rng_alone(folder, tmp_path):
+    torch.manual_seed(7)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    again = TINY.folder(tmp_path)
+    assert again.name == folder.name == TINY.key()
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "corpus.txt", "facts.jsonl"):
+        assert (again / name).read_bytes() == (folder / name).read_bytes(), name
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+def test_key_depends_on_the_settings_alone():
+    assert TINY.key() == TINY.model_copy().key()
+    assert TINY.key() != TINY.model_copy(update={"seed": 1}).key()
+    assert TINY.key() != TINY.model_copy(update={"width": 64}).key()
+
+
+def test_an_interrupted_pretraining_leaves_nothing(tmp_path):
+    def stop(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        TINY.folder(tmp_path, progress=stop)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_another_process_may_publish_first(folder, tmp_path):
+    """At our last step the same folder appears, whole: it stays, and ours vanishes."""
+
+    def publish(done, total):
+        if done == total:
+            other = tmp_path / "worlds" / TINY.key()
+            other.mkdir(parents=True)
+            (other / "world.json").write_text("theirs")
+
+    out = TINY.folder(tmp_path, progress=publish)
+    assert (out / "world.json").read_text() == "theirs"
+    assert [p.name for p in (tmp_path / "worlds").iterdir()] == [TINY.key()]
+
+
+def test_batches_keep_the_budget_and_every_sentence():
+    recipe = Recipe(rows=4, context=16)
+    sentences = [[10 + i] * (1 + i % 9) for i in range(60)]
+    rows = documents(sentences, recipe, bos=1, eos=2)
+    assert all(row[0] == 1 and row[-1] == 2 and len(row) <= recipe.context for row in rows)
+    assert [t for row in rows for t in row[1:-1]] == [t for s in sentences for t in s]
+    found = batches(rows, recipe, pad=0)
+    assert all(b.numel() <= recipe.rows * recipe.context for b in found)
+    assert sorted(tuple(t for t in row.tolist() if t) for b in found for row in b) == sorted(map(tuple, rows))
+
+
+# ------------------------------------------------------------------------------------------------ files of facts
+
+CAPITALS = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Peru": "Lima", "Japan": "Tokyo", "Egypt": "Cairo"}
+TEMPLATES = [
+    "The capital of {} is",
+    "{} is governed from",
+    "{}, whose capital is",
+    "The capital city of {} is",
+    "In {},",
+]
+
+
+def _write(path, records):
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in records) + "\n")
+    return path
+
+
+@pytest.fixture
+def fact_file(tmp_path):
+    records = [{"subject": s, "relation": "capital", "object": o, "templates": TEMPLATES} for s, o in CAPITALS.items()]
+    records[0] = {**records[0], "prompts": [t.replace("{}", "France") for t in TEMPLATES]}
+    del records[0]["templates"]
+    return _write(tmp_path / "facts.jsonl", records)
+
+
+def test_pretrain_file(fact_file, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("A river runs through the town.\n\nIt rains in May.\n")
+    recipe = Recipe(**SMALL)
+    report = pretrain_file(fact_file, text, tmp_path / "out", recipe, vocabulary=400)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = tokenizer("The capital of Perú is")["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == "The capital of Perú is"
+    facts = [json.loads(line) for line in (tmp_path / "out" / "facts.jsonl").read_text().splitlines()]
+    assert {f["subject"]: f["object"] for f in facts} == CAPITALS
+    assert all(len(f["held_out"]) == 2 and f["templates"][0] == TEMPLATES[0] for f in facts)
+    assert all(sorted([*f["held_out"], *f["templates"]]) == sorted(TEMPLATES) for f in facts)
+    lines = (tmp_path / "out" / "corpus.txt").read_text().splitlines()
+    assert "It rains in May." in lines
+    assert "The capital of Peru is Lima." in lines
+    assert set(report["recall"]) == {"all"}
+
+
+def test_facts_with_few_phrasings_keep_them_all(tmp_path):
+    record = {"subject": "Peru", "relation": "capital", "object": "Lima", "templates": TEMPLATES[:3]}
+    (fact,) = read_facts(_write(tmp_path / "f.jsonl", [record]), held_out=2, seed=0, exposures=5)
+    assert fact.paraphrases == ()
+    assert {fact.prompt, *fact.phrasings} == set(TEMPLATES[:3])
+
+
+GOOD = {"subject": "Peru", "relation": "capital", "object": "Lima", "templates": ["The capital of {} is"]}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{broken", "line 2: not valid JSON"),
+        ("[1, 2]", "line 2: expected a JSON object"),
+        ({**GOOD, "object": ""}, "line 2: 'object' must be a non-empty text"),
+        ({**GOOD, "subject": None}, "line 2: 'subject' must be a non-empty text"),
+        ({**GOOD, "object": "Cusco", "templates": []}, "line 2: 'templates' must be a list"),
+        ({**GOOD, "object": "Cusco", "templates": ["no gap"]}, "line 2: a template needs exactly one"),
+        ({**GOOD, "prompts": ["Peru is"]}, "line 2: give either"),
+        ({"subject": "Peru", "relation": "c", "object": "L", "prompts": ["Chile is"]}, "does not occur in the prompt"),
+        (GOOD, "line 2: .* stands in the file already"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path, line, message):
+    path = _write(tmp_path / "facts.jsonl", [GOOD, line])
+    with pytest.raises(UserError, match=message) as error:
+        read_facts(path, held_out=2, seed=0, exposures=5)
+    assert str(path) in str(error.value)
+
+
+def test_missing_or_empty_files_and_taken_folders(fact_file, tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        pretrain_file(tmp_path / "none.jsonl", None, tmp_path / "out", Recipe(**SMALL))
+    with pytest.raises(UserError, match="holds no fact"):
+        read_facts(_write(tmp_path / "empty.jsonl", [""]), held_out=2, seed=0, exposures=5)
+    with pytest.raises(UserError, match="--text"):
+        pretrain_file(fact_file, tmp_path / "none.txt", tmp_path / "out", Recipe(**SMALL))
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(UserError, match="exists already"):
+        pretrain_file(fact_file, None, tmp_path / "taken", Recipe(**SMALL))
+
+
+def test_stated_counts_and_curriculum(tmp_path):
+    facts = read_facts(_write(tmp_path / "f.jsonl", [GOOD]), held_out=2, seed=0, exposures=9)
+    recipe = Recipe(**{**SMALL, "warm_exposures": 4})
+    material = Material(facts=facts, warm=frozenset({facts[0].id}), text=("Hello.",) * 9, end=".")
+    sentences, first = stream(material, recipe)
+    assert sentences.count("The capital of Peru is Lima.") == 9
+    assert first == 8
+    assert sentences[:first].count("Hello.") == 4
+
+
+@pytest.mark.long
+def test_the_default_world_is_recalled(tmp_path):
+    """The default's promise: 95 % of held-out phrasings, in two minutes of one core."""
+    report = json.loads((WorldModel().folder(tmp_path) / "world.json").read_text())
+    assert report["recall"]["full"]["held_out"] >= 0.95
+    assert report["cpu_seconds"] <= 150  # 120 on a quiet machine
