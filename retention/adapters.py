@@ -90,7 +90,9 @@ def config_fields(config: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(config) if field.init}
 
 
-def validate_fields(fields: dict[str, Any], given: dict[str, Any], owned: tuple[str, ...], where: str, instead: str) -> None:
+def validate_fields(
+    fields: dict[str, Any], given: dict[str, Any], owned: tuple[str, ...], where: str, instead: str
+) -> None:
     """Check pass-through settings by name and type. Raises ValueError with all mistakes."""
     problems = []
     for name, value in given.items():
@@ -134,5 +136,7 @@ def _numeric_text(kind: Any, value: Any) -> bool:
 
 AnyAdapter = Annotated[
     Annotated[Full, Tag("full")] | Annotated[Adapter, Tag("peft")],
-    Discriminator(lambda v: "full" if (v.get("name") if isinstance(v, dict) else getattr(v, "name", None)) == "full" else "peft"),
+    Discriminator(
+        lambda v: "full" if (v.get("name") if isinstance(v, dict) else getattr(v, "name", None)) == "full" else "peft"
+    ),
 ]

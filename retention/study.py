@@ -31,7 +31,7 @@ from retention.types import UserError, content_id
 from retention.world import WorldModel
 from retention.world.facts_model import FactModel
 
-EMBEDDED = {"world": WorldModel, "facts": FactModel}  # models that we pretrain; any other name is a folder or a Hub name
+EMBEDDED = ("world", "facts")  # models that we pretrain; any other name is a folder or a Hub name
 
 
 def _model_kind(value: Any) -> str:
@@ -78,7 +78,13 @@ class Settings(BaseModel):
     tune: Tune
     probes: tuple[AnyProbe, ...]
     at: tuple[int, ...] = Field(description="optimizer steps at which the probes read; -1 and 0 are always read")
-    seed: int = Field(0, ge=0, description="of the edit, the training and, unless facts.seed is set, of the draw of facts")
+    seed: int = Field(
+        0, ge=0, description="of the edit, the training and, unless facts.seed is set, of the draw of facts"
+    )
+    corpus: str | None = Field(
+        None,
+        description="text file whose lines give the covariance of keys; left out, the corpus.txt in the model's folder",
+    )
     threads: int = Field(1, ge=1, description="CPU threads a stage computes with; part of its key")
 
     @field_validator("at")
@@ -114,6 +120,7 @@ class Run:
 
     settings: Settings
     cell: Mapping[str, str]  # grid key -> the value's short name, for people
+    names: Mapping[str, str]  # editor, objective, adapter, mitigations: names that tell this study's runs apart
 
     def dump(self) -> dict[str, Any]:
         """The run's settings, complete with every default, as plain JSON values."""
@@ -167,7 +174,8 @@ class Study:
         if problems:
             raise UserError(_report(where, problems))
         base = {k: v for k, v in document.items() if k not in ("question", "grid")}
-        runs, found = [], {}
+        cells: list[tuple[Settings, dict[str, str]]] = []
+        found: dict[str, None] = {}
         for indices in itertools.product(*(range(len(values)) for values in grid.values())):
             settings = base
             cell = {}
@@ -176,12 +184,14 @@ class Study:
                 cell[key] = short_name(values[i])
             index = dict(zip(grid, indices, strict=True))
             try:
-                runs.append(Run(settings=_validate(settings), cell=cell))
+                cells.append((_validate(settings), cell))
             except ValidationError as error:
                 for problem in _explain(error, index, settings):
                     found[problem] = None
         if found:
             raise UserError(_report(where, list(found)))
+        labels = _labels([settings for settings, _ in cells])
+        runs = [Run(settings=s, cell=cell, names=label) for (s, cell), label in zip(cells, labels, strict=True)]
         ids = [content_id(run.dump()) for run in runs]
         if len(set(ids)) < len(ids):
             twice = next(run.label for run, i in zip(runs, ids, strict=True) if ids.count(i) > 1)
@@ -200,7 +210,7 @@ class _Loader(yaml.SafeLoader):
     """YAML's safe loader that refuses repeated keys and reads 1e-4 as a number (YAML 1.1 makes it a text)."""
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: dict[Any, Any] = {}
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
@@ -225,11 +235,13 @@ def _read_yaml(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
-        raise UserError(f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}?" if near else "")) from None
+        raise UserError(
+            f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}?" if near else "")
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise UserError(f"{path}: line {line}: {error.problem}") from None
@@ -274,7 +286,9 @@ def _override(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, A
             grid.pop(name, None)
             above = next((g for g in grid if name.startswith(g + ".")), None)
             if above is not None:
-                raise UserError(f"override {text!r}: {above} is an axis of the grid; set {above}=... as a whole instead")
+                raise UserError(
+                    f"override {text!r}: {above} is an axis of the grid; set {above}=... as a whole instead"
+                )
             document = _set(document, keys, _plain(override.value()))
         document = {**{k: v for k, v in document.items() if k != "grid"}, **({"grid": grid} if grid else {})}
     return document
@@ -287,7 +301,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(v) for v in value]
     if isinstance(value, str):  # the iterator of a sweep gives quoted text as written
-        return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else yaml.load(value, _Loader)
+        return (
+            value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else yaml.load(value, _Loader)
+        )
     return getattr(value, "text", value)
 
 
@@ -408,16 +424,16 @@ def _owner(loc: Sequence[Any], settings: Mapping[str, Any]) -> type[BaseModel] |
         tree = tree[step]
     name = tree.get("name") if isinstance(tree, Mapping) else tree
     if loc[0] == "model":
-        return EMBEDDED.get(name, HubModel)
+        return WorldModel if name == "world" else FactModel if name == "facts" else HubModel
     union: Any = {**NAMED, "mitigations": AnyMitigation, "probes": AnyProbe, "tune": AnyData}.get(str(loc[0]))
     return next((part for part in _parts(union) if name in _names(part)), None)
 
 
 def _parts(union: Any) -> list[type[BaseModel]]:
     """The classes of an annotated union."""
-    if isinstance(union, type):
+    if isinstance(union, type) and issubclass(union, BaseModel):
         return [union]
-    return [part for arg in get_args(union) for part in _parts(arg) if isinstance(part, type)]
+    return [part for arg in get_args(union) for part in _parts(arg)]
 
 
 def _names(part: type[BaseModel]) -> tuple[str, ...]:
@@ -436,6 +452,34 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 
 def _report(where: str, problems: Sequence[str]) -> str:
     return "\n".join(f"{where}: {problem}" for problem in problems)
+
+
+def _labels(settings: Sequence[Settings]) -> list[dict[str, str]]:
+    """Names of each run's parts. Where a study has one part in several settings, those that differ are added."""
+    variants: dict[str, list[dict[str, Any]]] = {}
+    for s in settings:
+        for part in (s.editor, s.objective, s.adapter, *s.mitigations):
+            seen = variants.setdefault(f"{type(part).__name__} {part.name}", [])
+            dump = part.model_dump(mode="json")
+            if dump not in seen:
+                seen.append(dump)
+
+    def label(part: Any) -> str:
+        name = getattr(part, "label", part.name)
+        dump, others = part.model_dump(mode="json"), variants[f"{type(part).__name__} {part.name}"]
+        differ = [k for k in dump if any(o.get(k) != others[0].get(k) for o in others)]
+        told = [f"{k}={short_name(dump[k])}" for k in differ if dump[k] is not None]
+        return f"{name}({', '.join(told)})" if told else name
+
+    return [
+        {
+            "editor": label(s.editor),
+            "objective": label(s.objective),
+            "adapter": label(s.adapter),
+            "mitigations": "+".join(sorted(label(m) for m in s.mitigations)) or "none",
+        }
+        for s in settings
+    ]
 
 
 def short_name(value: Any) -> str:

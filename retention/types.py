@@ -214,6 +214,7 @@ class EditResult:
     diagnostics: tuple[dict[str, Any], ...] = ()  # one dict per edit: fact_id, final_loss (nats), steps, ...
     seconds: float = 0.0
     info: dict[str, Any] = field(default_factory=dict)  # about the whole edit: e.g. covariance tokens, layers used
+    soft_prompt: Tensor | None = None  # [virtual tokens, width]: stands before every text; then this is no weight edit
 
 
 # ---------------------------------------------------------------------------------------------------- parts
@@ -222,7 +223,8 @@ class EditResult:
 class Editor(Protocol):
     """Writes edits into weights. Leaves the model bit-identical, its requires_grad and train mode included."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def edit(
         self,
@@ -239,7 +241,8 @@ class Editor(Protocol):
 class Probe(Protocol):
     """Reads facts out of a model. Sees neither editor nor fine-tune; leaves RNG state and train mode as they were."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def read(
         self,

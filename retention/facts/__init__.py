@@ -1,0 +1,31 @@
+"""Fact sources: one file each, the union that the study schema is made of, and the way to a pool."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from retention.facts.counterfact import CounterFact
+from retention.facts.jsonl import JsonLines
+from retention.facts.trex import TRex
+from retention.facts.verbalised import Verbalised
+from retention.facts.world import WorldFacts
+from retention.facts.zsre import ZsRE
+from retention.types import FactPool, Part, UserError
+from retention.world import WorldModel
+
+AnyFacts = Annotated[WorldFacts | CounterFact | ZsRE | TRex | Verbalised | JsonLines, Field(discriminator="name")]
+
+__all__ = ["AnyFacts", "pool_of"]
+
+
+def pool_of(facts: AnyFacts, model: Part, seed: int) -> FactPool:
+    """What a source offers for a seed. The world's facts are those of the world that the model was pretrained on."""
+    if isinstance(facts, WorldFacts):
+        if not isinstance(model, WorldModel):
+            raise UserError(
+                "facts: world: these are the facts of `model: {name: world}`; for another model name another source"
+            )
+        return facts.pool(model, seed)
+    return facts.pool(seed)

@@ -74,6 +74,9 @@ def draw(pool: FactPool, want: FactsPart, seed: int, known: Known, rival: Rival)
             taken.add(fact.id)
 
     candidates = [f for f in pool.facts if f.subject not in subjects and f.id not in taken]
+    if want.intrinsic_relations == "as_edited":
+        relations = {e.fact.relation for e in edits}
+        candidates = [f for f in candidates if f.relation in relations]
     rng.shuffle(candidates)
     intrinsic = _known_facts(candidates, want.intrinsic, known, drop)
     asked += [(f, "intrinsic", f.target, None, None) for f in intrinsic]
@@ -94,7 +97,13 @@ def draw(pool: FactPool, want: FactsPart, seed: int, known: Known, rival: Rival)
             phrasings += [("paraphrase", p) for p in paraphrases[: want.paraphrases]]
         for form, phrasing in phrasings:
             question = Question(
-                fact_id=fact.id, group=group, form=form, text=fact.text(phrasing), answer=answer, foil=foil, edit_of=edit_of
+                fact_id=fact.id,
+                group=group,
+                form=form,
+                text=fact.text(phrasing),
+                answer=answer,
+                foil=foil,
+                edit_of=edit_of,
             )
             questions[question.id] = question
     return Draw(

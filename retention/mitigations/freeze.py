@@ -14,13 +14,15 @@ from retention.types import Delta, UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from retention.models import Anatomy
+
 What = Literal["edited_layers", "edited_modules", "up_to", "from", "everything_but", "listed"]
 
 
 class Freeze(Mitigation):
     """Sets requires_grad to False on the chosen parameters, an adapter's within the chosen blocks included.
 
-    edited_layers: the blocks that hold an edited matrix; edited_modules: the edited modules alone; up_to: the embeddings
+    edited_layers: the blocks that hold an edited matrix; edited_modules: the edited modules alone; up_to: embeddings
     and blocks 0 to `layer`; from: blocks `layer` to the last, the final norm and the head (tied embeddings with it);
     everything_but: all but the blocks in `layers` (left out: but the edited ones); listed: the blocks in `layers`.
     """
@@ -43,58 +45,52 @@ class Freeze(Mitigation):
             raise ValueError(f"`layers` is for listed and everything_but; freeze {self.what} does not use it")
         return self
 
-    def frozen(self, model: PreTrainedModel, block: str, delta: Delta) -> list[str]:
+    def frozen(self, model: PreTrainedModel, anatomy: Anatomy, delta: Delta) -> list[str]:
         """Names of the parameters that are to stay as they are.
 
-        `block` is the dotted path of the model's blocks with {} for the index. Names of an adapted model hold the base
-        names, so blocks are found anywhere in a name.
+        Names of an adapted model hold the base names, so blocks and modules are found anywhere in a name.
         """
-        pattern = re.compile(re.escape(block).replace(r"\{\}", r"(\d+)") + r"\.")
+        pattern = re.compile(r"(?:^|\.)" + re.escape(anatomy.block).replace(r"\{\}", r"(\d+)") + r"\.")
 
         def index(name: str) -> int | None:
             match = pattern.search(name)
             return int(match.group(1)) if match else None
 
-        names = [name for name, _ in model.named_parameters()]
+        def within(name: str, module: str | None) -> bool:
+            return module is not None and re.search(rf"(^|\.){re.escape(module)}(\.|$)", name) is not None
+
+        blocks = {name: index(name) for name, _ in model.named_parameters()}
         edited = {i for i in map(index, delta.updates) if i is not None}
-        last = max(i for i in map(index, names) if i is not None)
         if self.what == "edited_modules":
             modules = {name.rpartition(".")[0] for name in delta.updates}
-            return [n for n in names if any(re.search(rf"(^|\.){re.escape(m)}\.", n) for m in modules)]
-        if self.what == "edited_layers":
-            return [n for n in names if index(n) in edited]
-        if self.what == "listed":
-            assert self.layers is not None
-            return [n for n in names if index(n) in set(self.layers)]
+            return [n for n in blocks if any(within(n, m) for m in modules)]
+        if self.what == "up_to":
+            outputs = (anatomy.final_norm, anatomy.head)
+            return [
+                n
+                for n, i in blocks.items()
+                if (not any(within(n, m) for m in outputs) if i is None else i <= self._layer)
+            ]
+        if self.what == "from":
+            head = {id(p) for p in model.get_output_embeddings().parameters()}
+            tied = {n for n, p in model.named_parameters() if id(p) in head}
+            return [
+                n
+                for n, i in blocks.items()
+                if (n in tied or within(n, anatomy.final_norm) if i is None else i >= self._layer)
+            ]
         if self.what == "everything_but":
             keep = edited if self.layers is None else set(self.layers)
             if not keep:
                 raise UserError("mitigations: freeze everything_but: the editor edits no block; give `layers`")
-            return [n for n in names if index(n) not in keep]
-        assert self.layer is not None
-        if self.what == "up_to":
-            inputs = self._tensors_of(model, model.get_input_embeddings())
-            return [n for n in names if (i := index(n)) is not None and i <= self.layer or self._before(n, names, index, inputs)]
-        heads = self._tensors_of(model, model.get_output_embeddings())
-        after = self._after(names, index, last)
-        return [n for n in names if (i := index(n)) is not None and i >= self.layer or n in heads or n in after]
+            return [n for n, i in blocks.items() if i not in keep]
+        chosen = edited if self.what == "edited_layers" else set(self.layers or ())
+        return [n for n, i in blocks.items() if i in chosen]
 
-    @staticmethod
-    def _tensors_of(model: PreTrainedModel, module: object) -> set[str]:
-        held = {id(p) for p in module.parameters()} if hasattr(module, "parameters") else set()
-        return {name for name, p in model.named_parameters() if id(p) in held}
-
-    @staticmethod
-    def _before(name: str, names: list[str], index, inputs: set[str]) -> bool:  # type: ignore[no-untyped-def]
-        """Whether a parameter outside the blocks is registered before them (token and position embeddings)."""
-        first = next(i for i, n in enumerate(names) if index(n) is not None)
-        return index(name) is None and (name in inputs or names.index(name) < first)
-
-    @staticmethod
-    def _after(names: list[str], index, last: int) -> set[str]:  # type: ignore[no-untyped-def]
-        """Parameters outside the blocks that are registered after them (the final norm)."""
-        end = max(i for i, n in enumerate(names) if index(n) == last)
-        return {n for n in names[end + 1 :] if index(n) is None}
+    @property
+    def _layer(self) -> int:
+        assert self.layer is not None, "checked when the settings were read"
+        return self.layer
 
 
 def freeze(model: PreTrainedModel, names: Iterable[str]) -> None:

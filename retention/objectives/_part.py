@@ -10,6 +10,8 @@ from retention.types import Part
 class Objective(Part):
     """Names a trl trainer and its data format; holds no training code."""
 
+    name: str
+
     trainer: ClassVar[str]  # class in trl
     config: ClassVar[str]  # its configuration class in trl
     rows: ClassVar[Literal["prompt_completion", "text"]]  # the keys of a row of data

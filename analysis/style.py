@@ -1,0 +1,73 @@
+"""One look for all figures: legible in one column of a paper, told apart without colour, vector output."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # figures are written to files; no window is opened
+
+from matplotlib.figure import Figure
+
+import retention
+
+RC: dict[str, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 3.5,
+    "pdf.fonttype": 42,  # text stays text
+    "svg.hashsalt": "retention",
+}
+# Okabe and Ito's colours, which people with any colour vision tell apart; line and marker say the same again.
+GROUP: dict[str, dict[str, Any]] = {
+    "edited": {"color": "#D55E00", "marker": "o", "linestyle": "-"},
+    "intrinsic": {"color": "#0072B2", "marker": "s", "linestyle": "--"},
+    "neighbor": {"color": "#009E73", "marker": "^", "linestyle": ":"},
+    "same_subject": {"color": "#CC79A7", "marker": "v", "linestyle": "-."},
+    "control": {"color": "#555555", "marker": "D", "linestyle": (0, (1, 1))},
+}
+
+
+def wrap(text: str, width: int = 26) -> str:
+    """A long label on several lines."""
+    return "\n".join(textwrap.wrap(text, width)) or text
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write PNG (for screens) and PDF (for papers), whole or not at all, without the time of day in them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for suffix, meta in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
+        temporary = folder / f".{name}.{os.getpid()}{suffix}"
+        figure.savefig(temporary, dpi=200, metadata=meta)
+        os.replace(temporary, folder / f"{name}{suffix}")
+        paths.append(folder / f"{name}{suffix}")
+    return paths
+
+
+def warn_incomplete(results: Path) -> None:
+    """Say on standard error which runs are missing: a figure of part of a grid must not look like the whole."""
+    runs = retention.load(results, "runs")
+    left = runs[~runs["complete"]]
+    for row in left.itertuples():
+        print(
+            f"incomplete: editor={row.editor} objective={row.objective} mitigations={row.mitigations} seed={row.seed} "
+            f"({row.run_id})",
+            file=sys.stderr,
+        )

@@ -1,0 +1,43 @@
+"""Run a study from Python: what `retention run` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from retention import preflight, stages
+from retention.engines import inline
+from retention.progress import Progress
+from retention.stages import Bench, default_cache
+from retention.store import Store
+from retention.study import Study
+
+
+def run(
+    study: Study | str | Path,
+    *,
+    results: str | Path = "results",
+    overrides: Sequence[str] = (),
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Run what is not done yet of a study; returns its results folder.
+
+    Raises UserError before any work starts if a setting cannot be run. What is done stays done if it is interrupted.
+    """
+    loaded = study if isinstance(study, Study) else Study.load(study, overrides)
+    progress = progress or Progress(quiet=True)
+    store = Store.peek(results)
+    bench = Bench(store=store, cache=Path(cache) if cache else default_cache(), report=progress)
+    todo = [stage for stage in inline.plan(loaded.runs, bench) if not stage.done]
+    if todo:
+        preflight.check(loaded)
+    bench = Bench(store=Store(results, create=True), cache=bench.cache, report=progress)
+    rows = [
+        {"run_id": stages.run_id(r), "edit_id": stages.edit_id(r), "base_id": stages.base_id(r), **stages.names(r)}
+        | {key: value for key, value in r.cell.items() if key not in (*r.names, "seed", "facts.seed")}
+        for r in loaded.runs
+    ]
+    folder = bench.store.write_study(loaded.name, loaded.resolved(), rows)
+    inline.execute(loaded.runs, bench, lambda stage, i, n: progress.stage(f"{stage.kind} {stage.run.label}", i, n))
+    return folder

@@ -1,0 +1,139 @@
+"""The command line: plan, run, status, pretrain, schema. Knows nothing of how a stage works.
+
+Exit codes: 0 done; 1 a failure of ours, with its traceback; 2 what the user wrote cannot be run, in one clear message.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from retention.types import UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="When an edited language model is fine-tuned, what does it forget?",
+)
+
+StudyFile = Annotated[Path, typer.Argument(help="the study, a YAML file", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="key=value, key=a,b (an axis of the grid), ~key; e.g. tune.steps=50 seed=0,1,2", show_default=False
+    ),
+]
+Results = Annotated[Path, typer.Option("--results", help="the results folder")]
+
+
+@app.command()
+def plan(study: StudyFile, overrides: Overrides = None, results: Results = Path("results")) -> None:
+    """Print the runs of a study, the distinct edits they share, and what is done. Computes nothing."""
+    from retention import preflight
+    from retention.engines import inline
+    from retention.stages import Bench, default_cache, model_id
+    from retention.store import Store
+    from retention.study import Study
+
+    loaded = Study.load(study, overrides or ())
+    store = Store.peek(results)
+    preflight.check(loaded)
+    stages = inline.plan(loaded.runs, Bench(store=store, cache=default_cache()))
+    print(f"{loaded.name}: {loaded.question}" if loaded.question else loaded.name)
+    for kind, what in (("prepare", "base readings"), ("edit", "distinct edits"), ("tune", "fine-tunes")):
+        of_kind = [s for s in stages if s.kind == kind]
+        print(f"  {len(of_kind):4d} {what}, {sum(s.done for s in of_kind)} done")
+    models = sorted({f"{r.settings.model.name} ({model_id(r.settings.model)[:8]})" for r in loaded.runs})
+    print(f"  model: {', '.join(models)}")
+    for stage in stages:
+        label = " ".join(f"{k}={v}" for k, v in stage.run.names.items()) + f" seed={stage.run.settings.seed}"
+        if stage.kind == "tune":
+            print(f"  {'done' if stage.done else 'to do':5} {stage.key}  {label}")
+
+
+@app.command()
+def run(
+    study: StudyFile,
+    overrides: Overrides = None,
+    results: Results = Path("results"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars")] = False,
+) -> None:
+    """Run what is not done yet of a study. Interrupted, it goes on where it stopped when it is run again."""
+    from retention.api import run as run_study
+    from retention.progress import Progress
+
+    with Progress(quiet=quiet) as progress:
+        folder = run_study(study, results=results, overrides=overrides or (), progress=progress)
+    print(f"results: {folder}")
+
+
+@app.command()
+def status(results: Results = Path("results")) -> None:
+    """Tell for every study in a results folder how many of its runs are complete, and which are not."""
+    from retention.store import Store, load
+
+    store = Store(results)
+    for name in store.studies():
+        runs = load(results / name, "runs")
+        left = runs[~runs["complete"]]
+        print(f"{name}: {len(runs) - len(left)} of {len(runs)} runs complete")
+        for row in left.itertuples():
+            print(
+                f"  to do {row.run_id}  editor={row.editor} objective={row.objective} "
+                f"mitigations={row.mitigations} seed={row.seed}"
+            )
+    if not store.studies():
+        print(f"{results}: no study has been run here yet")
+
+
+@app.command()
+def pretrain(
+    facts: Annotated[Path, typer.Option("--facts", help="JSON lines: subject, relation, object, templates or prompts")],
+    out: Annotated[Path, typer.Option("--out", help="folder to write the model to")],
+    text: Annotated[Path | None, typer.Option("--text", help="plain text to learn from besides")] = None,
+) -> None:
+    """Pretrain a tiny language model on a file of facts, and report what it recalls in held-out phrasings."""
+    from retention.progress import Progress
+    from retention.world.pretrain import pretrain_file
+
+    with Progress() as progress:
+        report = pretrain_file(
+            facts, text, out, progress=lambda done, total: progress(f"pretraining {out}", done, total)
+        )
+    print(json.dumps(report, indent=1))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a run's settings, for editors that complete YAML."""
+    from retention.study import Settings
+
+    print(json.dumps(Settings.model_json_schema(), indent=1))
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """The entry point. A mistake of the user's ends with exit code 2 and one message; Ctrl-C with 130."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    start = time.time()
+    try:
+        app(arguments)
+    except UserError as error:
+        print(f"retention: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            f"\nretention: interrupted after {time.time() - start:.0f} s; run the same command to go on",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

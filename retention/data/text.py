@@ -1,0 +1,45 @@
+"""Plain text as downstream data: a local file, cut into rows of a given number of characters at line ends."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from retention.types import Part, TaskRows, UserError
+
+
+class Text(Part):
+    """Rows of plain text for objective clm. Rows are drawn by seed; held-out rows are never among the trained ones."""
+
+    name: Literal["text"] = "text"
+    path: str = Field(description="a text file, UTF-8")
+    rows: int = Field(2000, ge=1, description="rows to train on, at most")
+    heldout: int = Field(100, ge=1, description="rows kept for the held-out loss")
+    characters: int = Field(400, ge=20, description="length of a row, about: rows end at line ends")
+
+    def files(self) -> list[Path]:
+        path = Path(self.path).expanduser()
+        if not path.is_file():
+            raise UserError(f"tune.data: text: no such file: {path}")
+        return [path]
+
+    def load(self, seed: int) -> TaskRows:
+        """Cut the file into rows and draw from them. Raises UserError if it has too few."""
+        blocks: list[str] = [""]
+        for line in self.files()[0].read_text(encoding="utf-8").splitlines():
+            if line.strip():
+                blocks[-1] = f"{blocks[-1]}\n{line.strip()}" if blocks[-1] else line.strip()
+            if len(blocks[-1]) >= self.characters:
+                blocks.append("")
+        blocks = [b for b in blocks if b]
+        if len(blocks) <= self.heldout:
+            raise UserError(
+                f"tune.data: {self.path}: gives {len(blocks)} rows of {self.characters} characters; "
+                f"{self.heldout} are to be held out and some trained on"
+            )
+        random.Random(f"text {seed}").shuffle(blocks)
+        rows = [{"text": b} for b in blocks]
+        return TaskRows(heldout=tuple(rows[: self.heldout]), train=tuple(rows[self.heldout :][: self.rows]))

@@ -1,0 +1,95 @@
+"""What can be known to be wrong before work starts: data that is missing, layers a model lacks, rows of the wrong kind.
+
+Every distinct source, task and trainer of a study is checked once; all mistakes are reported together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from retention import tune
+from retention.data import rows_of
+from retention.facts import pool_of
+from retention.mitigations import Freeze, Paraphrase
+from retention.models import HubModel, resolve
+from retention.study import Run, Study
+from retention.types import UserError
+
+
+def check(study: Study) -> None:
+    """Raises UserError with every mistake that can be found without loading a model."""
+    found: dict[str, None] = {}
+    seen: set[str] = set()
+    for run in study.runs:
+        for what, probe in _checks(run):
+            if what in seen:
+                continue
+            seen.add(what)
+            try:
+                probe()
+            except UserError as error:
+                found[str(error)] = None
+    if found:
+        raise UserError("\n".join(found))
+
+
+def _checks(run: Run) -> Iterator[tuple[str, Any]]:
+    """(what is checked, as text that tells equal checks apart; the check)."""
+    s = run.settings
+    dump = run.dump()
+    yield "facts" + json.dumps([dump["facts"], dump["model"], run.facts_seed, dump["mitigations"]]), lambda: _facts(run)
+    yield "layers" + json.dumps([dump["model"], dump["editor"], dump["mitigations"]]), lambda: _layers(run)
+    yield (
+        "trainer" + json.dumps([dump["objective"], dump["tune"]["trainer"]]),
+        lambda: tune.validate(s.objective, s.tune.trainer),
+    )
+    yield "data" + json.dumps([dump["model"], dump["tune"]["data"], dump["objective"]["name"]]), lambda: _data(run)
+
+
+def _facts(run: Run) -> None:
+    s = run.settings
+    pool = pool_of(s.facts, s.model, run.facts_seed)
+    subjects = {e.fact.subject for e in pool.edits}
+    wanted = s.facts.edited + s.facts.control
+    if len(subjects) < wanted:
+        raise UserError(
+            f"facts: edited ({s.facts.edited}) + control ({s.facts.control}) = {wanted} facts with distinct subjects "
+            f"were asked for; {s.facts.name} offers {len(subjects)}"
+        )
+    for mitigation in s.mitigations:
+        if isinstance(mitigation, Paraphrase):
+            mitigation.edits(pool.edits, s.seed)
+
+
+def _layers(run: Run) -> None:
+    """Layers of the editor and of freeze lie within the model."""
+    s = run.settings
+    if isinstance(s.model, HubModel):
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(resolve(s.model.name, s.model.revision)).get_text_config()
+        layers = int(config.num_hidden_layers)
+    else:
+        layers = int(s.model.layers)
+    for part in (s.editor, *(m for m in s.mitigations if isinstance(m, Freeze))):
+        for field in ("layer", "layers"):
+            value = getattr(part, field, None)
+            for layer in value if isinstance(value, (tuple, list)) else [value]:
+                if isinstance(layer, int) and not 0 <= layer < layers:
+                    raise UserError(
+                        f"{part.name}.{field}: layer {layer} is out of range: the model has layers 0 to {layers - 1}"
+                    )
+
+
+def _data(run: Run) -> None:
+    s = run.settings
+    rows = rows_of(s.tune.data, s.model, s.seed)
+    if not rows.train:
+        raise UserError(f"tune.data: {s.tune.data.name} gives no rows to train on")
+    if s.objective.rows == "prompt_completion" and "prompt" not in rows.train[0]:
+        raise UserError(
+            f"tune.data: {s.tune.data.name} gives plain text; objective {s.objective.name} trains on prompts and "
+            "completions. Use objective clm, or data with prompts"
+        )

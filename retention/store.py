@@ -1,0 +1,297 @@
+"""The layout of a results folder: what is written where, when it counts as complete, and how it is read back.
+
+    results/store.json                  marks the folder as ours, with the schema version
+    results/bases/<base_id>/            facts.parquet  questions.parquet  probes--00001.parquet
+    results/edits/<edit_id>/            delta.safetensors  edits.parquet  probes-000000.parquet
+    results/runs/<run_id>/              probes-000100.parquet ...  scores.parquet  training.parquet
+      each with settings (base.json, edit.json, run.json) and, written last, complete.json with every file's checksum
+    results/<study>/                    study.yaml  runs.parquet
+
+Files appear whole or not at all: each is written under a temporary name and renamed. pyarrow writes; DuckDB reads.
+Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retention.types import Question, Reading, UserError
+
+SCHEMA = 1  # of the rows and the layout; raised when either changes
+KINDS = ("bases", "edits", "runs")
+Kind = Literal["bases", "edits", "runs"]
+
+_name = pa.dictionary(pa.int32(), pa.string())
+ROWS = pa.schema(
+    [
+        ("base_id", _name),
+        ("edit_id", _name),
+        ("run_id", _name),
+        ("model_id", _name),
+        ("editor", _name),
+        ("objective", _name),
+        ("adapter", _name),
+        ("mitigations", _name),
+        ("seed", pa.int32()),
+        ("facts_seed", pa.int32()),
+        ("step", pa.int32()),
+        ("tokens_seen", pa.int64()),
+        ("edits_applied", pa.int32()),
+        ("fact_id", pa.string()),
+        ("question_id", pa.string()),
+        ("group", _name),
+        ("form", _name),
+        ("logp_target", pa.float32()),
+        ("logp_foil", pa.float32()),
+        ("n_target_tokens", pa.int16()),
+        ("n_foil_tokens", pa.int16()),
+        ("target_rank", pa.int32()),
+        ("first_correct", pa.bool_()),
+        ("all_correct", pa.bool_()),
+        ("prefers_target", pa.bool_()),
+        ("generated", pa.string()),
+        ("gen_exact", pa.bool_()),
+        ("gen_contains", pa.bool_()),
+        ("state", _name),
+    ]
+)
+SCORES = pa.schema(
+    [
+        ("run_id", _name),
+        ("step", pa.int32()),
+        ("tokens_seen", pa.int64()),
+        ("score", _name),
+        ("value", pa.float64()),
+        ("n", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keys:
+    """The columns that are the same in all rows of one file. None: the row is shared by many (steps -1 and 0)."""
+
+    base_id: str
+    edit_id: str | None = None
+    run_id: str | None = None
+    model_id: str
+    editor: str | None = None
+    objective: str | None = None
+    adapter: str | None = None
+    mitigations: str | None = None
+    seed: int | None = None
+    facts_seed: int
+
+
+class Store:
+    """One results folder."""
+
+    def __init__(self, root: str | Path, *, create: bool = False) -> None:
+        """Open a folder, or with `create` make it one. Raises UserError if it holds something else."""
+        self.root = Path(root)
+        mark = self.root / "store.json"
+        if mark.is_file():
+            try:
+                schema = json.loads(mark.read_text())["schema"]
+            except (json.JSONDecodeError, KeyError, TypeError):
+                raise UserError(
+                    f"{mark}: damaged; expected {json.dumps({'format': 'retention', 'schema': SCHEMA})}"
+                ) from None
+            if schema != SCHEMA:
+                raise UserError(
+                    f"{self.root}: written with schema {schema}; this version reads schema {SCHEMA}. "
+                    "Use another --results folder"
+                )
+            return
+        if self.root.exists() and not self.root.is_dir():
+            raise UserError(f"{self.root}: is a file; --results wants a folder")
+        self._refuse_foreign()
+        if not create:
+            raise UserError(f"{self.root}: no results here; `retention run STUDY --results {self.root}` makes some")
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_json(mark, {"format": "retention", "schema": SCHEMA})
+
+    @classmethod
+    def peek(cls, root: str | Path) -> Store:
+        """The store as it is or would be: nothing is made. Raises UserError if the folder holds something else."""
+        root = Path(root)
+        if (root / "store.json").is_file() or (root.exists() and not root.is_dir()):
+            return cls(root)
+        store = cls.__new__(cls)
+        store.root = root
+        store._refuse_foreign()
+        return store
+
+    def _refuse_foreign(self) -> None:
+        # Summaries and a README are committed beside raw rows, so text files alone do not make a folder foreign.
+        foreign = next((p.name for p in sorted(self.root.glob("*")) if not self._ours(p)), None)
+        if foreign is not None:
+            raise UserError(
+                f"{self.root}: is not a results folder of retention (it holds {foreign!r} and no store.json); "
+                "give an empty or a new folder with --results"
+            )
+
+    @staticmethod
+    def _ours(path: Path) -> bool:
+        if path.is_dir():
+            return path.name in KINDS or (path / "study.yaml").is_file() or (path / "summary.csv").is_file()
+        return path.suffix in (".md", ".csv", ".png", ".pdf") or path.name.startswith(".")
+
+    def folder(self, kind: Kind, key: str) -> Path:
+        return self.root / kind / key
+
+    def complete(self, kind: Kind, key: str) -> bool:
+        """Whether the artefact's completion mark, which is written last, is there."""
+        return (self.folder(kind, key) / "complete.json").is_file()
+
+    @contextmanager
+    def publishing(self, kind: Kind, key: str) -> Iterator[Path]:
+        """An artefact's folder to write into; on leaving without an error it is marked complete.
+
+        What an interrupted attempt left there is removed first.
+        """
+        folder = self.folder(kind, key)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        yield folder
+        files = {p.name: _checksum(p) for p in sorted(folder.iterdir()) if p.is_file()}
+        write_json(folder / "complete.json", {"schema": SCHEMA, "sha256": files})
+
+    def settings(self, kind: Kind, key: str) -> dict[str, Any]:
+        """base.json, edit.json or run.json."""
+        return json.loads((self.folder(kind, key) / f"{kind[:-1]}.json").read_text())
+
+    def studies(self) -> list[str]:
+        return sorted(p.parent.name for p in self.root.glob("*/runs.parquet"))
+
+    def write_study(self, name: str, resolved: str, runs: Iterable[Mapping[str, Any]]) -> Path:
+        """Record a study's settings and the keys of its runs, before anything runs."""
+        folder = self.root / name
+        folder.mkdir(exist_ok=True)
+        write_text(folder / "study.yaml", resolved)
+        write_table(folder / "runs.parquet", pa.Table.from_pylist(list(runs)))
+        return folder
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+def write_readings(
+    path: Path, keys: Keys, readings: Sequence[tuple[Question, Reading]], tokens_seen: int, edits: int
+) -> None:
+    """One parquet file of probe rows: the readings of one model at one step."""
+    same = {name: getattr(keys, name) for name in Keys.__dataclass_fields__}
+    rows = []
+    for question, reading in readings:
+        row = {name: getattr(reading, name, None) for name in ROWS.names}
+        row |= same
+        row |= {"tokens_seen": tokens_seen, "edits_applied": edits}
+        row |= {"fact_id": question.fact_id, "group": question.group, "form": question.form}
+        rows.append(row)
+    write_table(path, pa.Table.from_pylist(rows, schema=ROWS))
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"retention_schema": str(SCHEMA).encode()})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(table, temporary, compression="zstd")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def load(
+    path: str | Path = "results", table: Literal["rows", "scores", "runs", "facts", "questions"] = "rows"
+) -> pd.DataFrame:
+    """Read a results folder, or one study's folder in it, into one table.
+
+    rows: one probe row a question, step and run, with the columns of results/README.md; rows at steps -1 and 0, which
+    many runs share, are repeated for each of them. scores: the task's held-out loss and accuracy. runs: the keys of
+    each run, complete or not. facts, questions: what was asked. Raises UserError if nothing is there.
+    """
+    import duckdb
+
+    path = Path(path)
+    study = None
+    if not (path / "store.json").is_file() and (path.parent / "store.json").is_file():
+        study, path = path.name, path.parent
+    store = Store(path)
+    names = store.studies()
+    if study is not None and study not in names:
+        near = difflib.get_close_matches(study, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(names) or 'none'}"
+        raise UserError(f"{path}: no study {study!r}{hint}")
+    chosen = [study] if study is not None else names
+    if not chosen:
+        raise UserError(f"{path}: no study has been run here yet")
+    runs = pd.concat([pd.read_parquet(path / name / "runs.parquet").assign(study=name) for name in chosen])
+    runs["complete"] = [store.complete("runs", run_id) for run_id in runs["run_id"]]
+    if study is None:
+        runs = runs.drop_duplicates("run_id")
+    runs = runs.reset_index(drop=True)
+    if table == "runs":
+        return runs
+    kind: Kind = "bases" if table in ("facts", "questions") else "runs"
+    key = "base_id" if kind == "bases" else "run_id"
+    done = runs[runs["complete"]]
+    if table != "rows":
+        found = [store.folder(kind, k) / f"{table}.parquet" for k in done[key].drop_duplicates()]
+        if not found:
+            raise UserError(f"{path}: no run is complete; `retention status` tells what is left")
+        return pd.concat([pd.read_parquet(p) for p in found], ignore_index=True).drop_duplicates(ignore_index=True)
+    if done.empty:
+        raise UserError(f"{path}: no run is complete; `retention status` tells what is left")
+    connection = duckdb.connect()
+    connection.execute("SET preserve_insertion_order = true")
+    # Settings that a grid varies besides the parts (tune.steps, say) are columns of their own.
+    axes = [n for n in done.columns if n not in ("run_id", "edit_id", "base_id", "study", "complete", *CELL)]
+    connection.register("cells", done[["run_id", "edit_id", "base_id", *CELL, *axes]])
+    measured = [n for n in ROWS.names if n not in ("run_id", "edit_id", "base_id", *CELL)]
+    parts = []
+    shared: tuple[tuple[Kind, str], ...] = (("bases", "base_id"), ("edits", "edit_id"), ("runs", "run_id"))
+    for kind_, on in shared:
+        files = [
+            str(p) for k in done[on].drop_duplicates() for p in sorted(store.folder(kind_, k).glob("probes-*.parquet"))
+        ]
+        if files:
+            columns = ", ".join(f'r."{n}"' if n in measured else f'c."{n}"' for n in (*ROWS.names, *axes))
+            parts.append(f"SELECT {columns} FROM read_parquet({files!r}) r JOIN cells c USING ({on})")
+    rows = connection.execute(
+        f'SELECT * FROM ({" UNION ALL ".join(parts)}) ORDER BY run_id, step, "group", form, question_id'
+    ).df()
+    for name in (*CELL, "run_id", "edit_id", "base_id", "model_id", "group", "form", "state"):
+        if rows[name].dtype == object or str(rows[name].dtype) in ("str", "string"):
+            rows[name] = rows[name].astype("category")
+    return rows
+
+
+CELL = ("editor", "objective", "adapter", "mitigations", "seed", "facts_seed")  # what tells runs of a study apart
