@@ -266,7 +266,7 @@ def train_weights(
 
 
 def diagnostics(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, edits: Sequence[Edit], delta: Delta, fitted: Fitted
+    model: Any, tokenizer: PreTrainedTokenizerFast, edits: Sequence[Edit], delta: Delta, fitted: Fitted
 ) -> tuple[dict[str, Any], ...]:
     """Per edit: the loss of its direct prompt in the edited model, nats per target token, and the steps taken."""
     rows = [edit_row(tokenizer, e, e.prompts[0]) for e in edits]
