@@ -42,8 +42,10 @@ def sample_prefixes(
     for index in range(len(lengths)):
         word = starts[index % len(starts)]
         rows.append(head + (list(tokenizer(word, add_special_tokens=False)["input_ids"]) if word else []))
-    banned = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.long, device=model.device)
-    generators = [torch.Generator().manual_seed(hash_seed(seed, index)) for index in range(len(lengths))]
+    # Special tokens end or break a text; numbers beyond the tokenizer's are padding of the vocabulary.
+    width = model.config.get_text_config().vocab_size
+    banned = torch.tensor(sorted({*tokenizer.all_special_ids, *range(len(tokenizer), width)}), device=model.device)
+    generators = [torch.Generator().manual_seed(_own_seed(seed, index)) for index in range(len(lengths))]
     groups: dict[int, list[int]] = defaultdict(list)  # rows of equal start length run together, without padding
     for index, row in enumerate(rows):
         groups[len(row)].append(index)
@@ -63,13 +65,12 @@ def sample_prefixes(
 
 
 def _sample(logits: Tensor, banned: Tensor, generators: list[torch.Generator]) -> Tensor:
-    logits[:, banned] = -torch.inf  # a prefix that ends the text is no prefix
+    logits[:, banned] = -torch.inf
     values, tokens = logits.topk(min(TOP_K, logits.shape[-1]), dim=-1)
     weights = values.softmax(-1).cpu()
     picks = [torch.multinomial(w, 1, generator=g) for w, g in zip(weights, generators, strict=True)]
     return tokens.gather(1, torch.stack(picks).to(tokens.device))
 
 
-def hash_seed(seed: int, index: int) -> int:
-    """A seed for the index-th of several independent generators."""
+def _own_seed(seed: int, index: int) -> int:
     return (seed * 1_000_003 + index) % 2**63

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -11,7 +11,7 @@ from torch import Tensor
 from retention.editors._base import WeightEditor, family, published
 from retention.editors._contexts import sample_prefixes
 from retention.editors._keys import Covariance, metrics
-from retention.editors._solve import Update, least_squares
+from retention.editors._solve import Metric, Update, least_squares
 from retention.editors._spread import site_for, spread
 from retention.editors._values import ValueSettings, target_values
 from retention.models import anatomy
@@ -68,8 +68,28 @@ class Memit(WeightEditor):
         cache: Path | None,
     ) -> EditResult:
         """One low-rank update per layer. Diagnostics per edit: see Values, and update_norm (its share, all layers)."""
-        places, known = anatomy(model), family(model)
+        places = anatomy(model)
         layers = sorted({places.check(i) for i in published(self.name, "layers", self.layers, LAYERS, model)})
+        site_for(places, layers)  # refuses before any work
+        metric = metrics(model, tokenizer, layers, corpus, self.covariance, cache)
+        prefixes = sample_prefixes(model, tokenizer, self.context_lengths, seed)
+        return self.write_after(model, tokenizer, edits, metrics=metric, prefixes=prefixes, cache=cache)
+
+    def write_after(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        edits: Sequence[Edit],
+        *,
+        metrics: Mapping[int, Metric],
+        prefixes: Sequence[str],
+        cache: Path | None = None,
+    ) -> EditResult:
+        """The same with given prefixes and covariance of each layer to edit.
+
+        The model is in eval mode and requires no gradient.
+        """
+        places, known, layers = anatomy(model), family(model), sorted(metrics)
         site = site_for(places, layers)
         weight = self.covariance_weight or (20000.0 if known == "gpt2-xl" else 15000.0)
         settings = ValueSettings(
@@ -79,14 +99,12 @@ class Memit(WeightEditor):
             clamp=self.clamp_norm_factor or (4.0 if known in SEVEN_B else 0.75),
             kl_factor=self.kl_factor,
         )
-        metric = metrics(model, tokenizer, layers, corpus, self.covariance, cache)
-        prefixes = sample_prefixes(model, tokenizer, self.context_lengths, seed)
         values = target_values(
             model, tokenizer, edits, layer=layers[-1], site=site, settings=settings, prefixes=prefixes, cache=cache
         )
 
         def update(layer: int, keys: Tensor, residuals: Tensor) -> Update:
-            return least_squares(metric[layer], weight, keys, residuals)
+            return least_squares(metrics[layer], weight, keys, residuals)
 
         delta, norms = spread(
             model, tokenizer, edits, places=places, layers=layers, site=site, value=values.value, prefixes=prefixes,

@@ -17,7 +17,7 @@ from retention.editors._base import WeightEditor, family, published
 from retention.editors._contexts import sample_prefixes
 from retention.editors._keys import Covariance, KeyWalk, mean_keys, metrics
 from retention.editors._rows import statement_rows
-from retention.editors._solve import rank_one_in_order
+from retention.editors._solve import Metric, rank_one_in_order
 from retention.editors._spread import low_rank
 from retention.editors._values import ValueSettings, target_values
 from retention.models import anatomy
@@ -73,8 +73,24 @@ class Rome(WeightEditor):
         cache: Path | None,
     ) -> EditResult:
         """One LowRank with one term per edit, in order. Diagnostics per edit: see Values, and update_norm."""
+        layer = anatomy(model).check(published(self.name, "layer", self.layer, LAYER, model))
+        metric = metrics(model, tokenizer, [layer], corpus, self.covariance, cache)[layer]
+        prefixes = sample_prefixes(model, tokenizer, self.context_lengths, seed)
+        return self.write_after(model, tokenizer, edits, layer=layer, metric=metric, prefixes=prefixes, cache=cache)
+
+    def write_after(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        edits: Sequence[Edit],
+        *,
+        layer: int,
+        metric: Metric,
+        prefixes: Sequence[str],
+        cache: Path | None = None,
+    ) -> EditResult:
+        """The same with given prefixes and covariance. The model is in eval mode and requires no gradient."""
         places, known = anatomy(model), family(model)
-        layer = places.check(published(self.name, "layer", self.layer, LAYER, model))
         settings = ValueSettings(
             steps=self.v_steps or (25 if known in SEVEN_B else 20),
             lr=self.v_lr,
@@ -82,8 +98,6 @@ class Rome(WeightEditor):
             clamp=self.clamp_norm_factor or (3.0 if known == "gpt2-medium" else 4.0),
             kl_factor=self.kl_factor,
         )
-        metric = metrics(model, tokenizer, [layer], corpus, self.covariance, cache)[layer]
-        prefixes = sample_prefixes(model, tokenizer, self.context_lengths, seed)
         values = target_values(
             model, tokenizer, edits, layer=layer, site="mlp", settings=settings, prefixes=prefixes, cache=cache
         )
