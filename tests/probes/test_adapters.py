@@ -8,6 +8,9 @@ from retention.probes import Generate, Score
 from tests import tiny
 from tests.probes.independent import alone, question, some_questions
 
+# peft 0.21 asks transformers 5.23 for `is_gradient_checkpointing`, which warns that it has a new name.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
 CONFIGS = {
     "lora": LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, target_modules=["up_proj", "q_proj"]),
     "prompt_tuning": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
