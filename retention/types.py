@@ -215,6 +215,7 @@ class EditResult:
     seconds: float = 0.0
     info: dict[str, Any] = field(default_factory=dict)  # about the whole edit: e.g. covariance tokens, layers used
     soft_prompt: Tensor | None = None  # [virtual tokens, width]: stands before every text; then this is no weight edit
+    state: Any = None  # what the same editor is given with its next batch (sequential editing), where it carries any
 
 
 # ---------------------------------------------------------------------------------------------------- parts

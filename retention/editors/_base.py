@@ -32,6 +32,8 @@ class WeightEditor(Part):
 
     rank_one_per_edit: ClassVar[bool] = False  # each update is a LowRank with one term per edit, in order
 
+    carries_state: ClassVar[bool] = False  # `write` takes and gives a state between batches
+
     postprocess: tuple[Postprocessor, ...] = ()  # applied to the update in order, e.g. [{name: rect, keep: 0.4}]
 
     @property
@@ -49,11 +51,16 @@ class WeightEditor(Part):
         seed: int,
         corpus: Sequence[str] = (),
         cache: Path | None = None,
+        state: Any = None,
     ) -> EditResult:
-        """Write the edits and hand back what they add to the weights; the model is left bit for bit as it was."""
+        """Write the edits and hand back what they add to the weights; the model is left bit for bit as it was.
+
+        state: `EditResult.state` of the batch before, when batches are written one after another into one model.
+        """
         start = time.perf_counter()
+        carried = {"state": state} if self.carries_state else {}
         with preserved(model, seed):
-            result = self.write(model, tokenizer, edits, seed=seed, corpus=corpus, cache=cache)
+            result = self.write(model, tokenizer, edits, seed=seed, corpus=corpus, cache=cache, **carried)
         delta = result.delta
         for part in self.postprocess:
             delta = part.process(model, delta, rank_one_per_edit=self.rank_one_per_edit and delta is result.delta)

@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from retention.editors._factors import singular_values
 from retention.types import Delta, LowRank, Part
 
 if TYPE_CHECKING:
@@ -39,14 +40,3 @@ class Prune(Part):
             s = torch.where(over, (s.clamp_min(limit) / limit).log() / math.log(self.base) + limit, s)
             compressed[name] = LowRank((u * s).float(), vh.float())
         return Delta(compressed)
-
-
-def singular_values(update: Tensor | LowRank) -> tuple[Tensor, Tensor, Tensor]:
-    """Thin SVD in float64: u [rows, r], s [r], vh [r, columns]. Of factors without forming their product."""
-    if not isinstance(update, LowRank):
-        u, s, vh = torch.linalg.svd(update.double(), full_matrices=False)
-        return u, s, vh
-    q_left, r_left = torch.linalg.qr(update.left.double())
-    q_right, r_right = torch.linalg.qr(update.right.double().T)
-    u, s, vh = torch.linalg.svd(r_left @ r_right.T, full_matrices=False)
-    return q_left @ u, s, vh @ q_right.T

@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, field_validator
 from torch import Tensor
 
 from retention.editors._base import WeightEditor
-from retention.editors.prune import singular_values
+from retention.editors._factors import singular_values
 from retention.types import Delta, Edit, EditResult, LowRank
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,3 +53,8 @@ def logp(model: Any, tokenizer: Any, edit: Edit) -> float:
     with torch.no_grad():
         out = model(torch.tensor([full])).logits[0].log_softmax(-1)
     return sum(float(out[i - 1, full[i]]) for i in range(len(prompt), len(full)))
+
+
+def single() -> list[Edit]:
+    """The same edits with their direct prompt alone: one key each."""
+    return [replace(edit, prompts=edit.prompts[:1]) for edit in edits()]

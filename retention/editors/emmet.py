@@ -1,0 +1,118 @@
+"""EMMET: ROME for many facts at once, every key held to its value (Gupta et al. 2024, arXiv:2403.14236).
+
+The smallest change of what W does to all other keys under the constraints (W + Delta) k_i = v_i:
+Delta = R (K^T C^-1 K + relax I)^-1 K^T C^-1. For one edit without relaxation it is r-ROME's update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from retention.editors._base import WeightEditor, family, published
+from retention.editors._contexts import sample_prefixes
+from retention.editors._keys import Covariance, metrics
+from retention.editors._solve import Metric, Update
+from retention.editors._spread import site_for, spread
+from retention.editors._values import ValueSettings, target_values
+from retention.models import anatomy
+from retention.types import Edit, EditResult, UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+LAYER = {"gpt2-xl": 17, "gpt-j-6b": 5, "llama-7b": 5}
+
+
+class Emmet(WeightEditor):
+    """v* at one layer's output, reached by one update of its MLP's second matrix."""
+
+    name: Literal["emmet"] = "emmet"
+
+    layer: int | None = Field(default=None, ge=0, description="from 0; None: the paper's for a published model family")
+    covariance_weight: float | None = Field(
+        default=None, gt=0, description="factor of C, which only matters against relax; None: 1, 1000 gpt2-xl"
+    )
+    relax: float = Field(
+        default=0.1,
+        ge=0,
+        description="added to the diagonal of the keys' Gram matrix where there is more than one edit",
+    )
+    v_steps: int = Field(default=20, ge=1, description="evaluations of v*'s loss")
+    v_lr: float = Field(default=0.5, gt=0, description="of Adam on v*")
+    v_weight_decay: float = Field(default=0.5, ge=0, description="of |delta| / |v0|^2 in v*'s loss")
+    clamp_norm_factor: float = Field(default=0.75, gt=0, description="|delta| <= this times |v0|")
+    kl_factor: float = Field(default=0.0625, ge=0, description="weight of the KL divergence at the anchors")
+    context_lengths: tuple[int, ...] = Field(
+        default=(10,) * 5, description="tokens of each generated prefix; [] for none"
+    )
+    covariance: Covariance = Covariance()
+
+    def write(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        edits: Sequence[Edit],
+        *,
+        seed: int,
+        corpus: Sequence[str],
+        cache: Path | None,
+    ) -> EditResult:
+        """One low-rank update. Diagnostics per edit: see Values, and update_norm."""
+        places = anatomy(model)
+        layer = places.check(published(self.name, "layer", self.layer, LAYER, model))
+        weight = self.covariance_weight or (1000.0 if family(model) == "gpt2-xl" else 1.0)
+        site = site_for(places, [layer])
+        settings = ValueSettings(
+            steps=self.v_steps,
+            lr=self.v_lr,
+            weight_decay=self.v_weight_decay,
+            clamp=self.clamp_norm_factor,
+            kl_factor=self.kl_factor,
+        )
+        metric = metrics(model, tokenizer, [layer], corpus, self.covariance, cache)[layer]
+        prefixes = sample_prefixes(model, tokenizer, self.context_lengths, seed)
+        values = target_values(
+            model, tokenizer, edits, layer=layer, site=site, settings=settings, prefixes=prefixes, cache=cache
+        )
+        relax = self.relax if len(edits) > 1 else 0.0
+
+        def update(_layer: int, keys: Tensor, residuals: Tensor) -> Update:
+            return constrained(metric, weight, relax, keys, residuals)
+
+        delta, norms = spread(
+            model, tokenizer, edits, places=places, layers=[layer], site=site, value=values.value, prefixes=prefixes,
+            update=update,
+        )  # fmt: skip
+        return EditResult(
+            delta=delta,
+            diagnostics=tuple(
+                {**entry, "update_norm": norm} for entry, norm in zip(values.diagnostics, norms, strict=True)
+            ),
+            info={
+                "layers": [layer], "covariance_weight": weight, "relax": relax, "site": site,
+                "prefixes": list(prefixes), "fast": values.fast,
+            },
+        )  # fmt: skip
+
+
+def constrained(metric: Metric, weight: float, relax: float, keys: Tensor, residuals: Tensor) -> Update:
+    """R (K^T A K + relax I)^-1 K^T A with A = (weight C)^-1; keys [n, m] and residuals [n, d] as rows, float64.
+
+    Raises UserError where equal keys leave the system without a solution.
+    """
+    keys = keys.double()
+    solved = metric.solve(keys) / weight
+    gram = keys @ solved.T
+    gram = (gram + gram.T) / 2
+    gram.diagonal().add_(relax)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if int(failed):
+        raise UserError("emmet: two edits share their key, and no matrix gives two values for one; give relax above 0")
+    return Update(residuals.double().T, torch.cholesky_solve(solved, factor))
