@@ -81,12 +81,12 @@ class CounterFact(FactsPart):
         objects: dict[str, dict[str, None]] = defaultdict(dict)
         dropped: Counter[str] = Counter()
         for case in cases:
-            said_again = case.rephrasings
+            said_again = tuple(p for p in case.rephrasings if p != case.prompt)
+            dropped["rephrasing that is the prompt itself"] += len(case.rephrasings) - len(said_again)
             if case.flat and self.restatements_only:
-                said_again = tuple(p for p in said_again if known.restates(case.relation, p))
-                dropped["rephrasing that does not say the fact again (a generation prompt)"] += len(
-                    case.rephrasings
-                ) - len(said_again)
+                others = [p for p in said_again if not known.restates(case.relation, p)]
+                dropped["rephrasing that does not say the fact again (a generation prompt)"] += len(others)
+                said_again = tuple(p for p in said_again if p not in others)
             fact = Fact(
                 id=f"counterfact-{case.id}",
                 subject=case.subject,

@@ -41,6 +41,9 @@ from retention.types import Edit, Fact, FactPool, Part, UserError
 COMMON_PROMPT = 8
 
 
+VERSION = 1  # raised whenever equal settings and files would give other facts
+
+
 class Source(Part):
     """Which real facts. The model and the study's facts must be given the same."""
 
@@ -129,8 +132,8 @@ class _Build:
         cases = [c for c in self.cases if len(c.candidates) == 1 and c.relation in self.phrasings]
         self.dropped["record: no relation, several, or one with too few phrasings"] = len(self.cases) - len(cases)
         rng.shuffle(cases)
-        restated = [c for c in cases if any(self.known.restates(c.relation, p) for p in c.rephrasings)]
-        others = [c for c in cases if not any(self.known.restates(c.relation, p) for p in c.rephrasings)]
+        restated = [c for c in cases if self._rephrasings(c)]
+        others = [c for c in cases if not self._rephrasings(c)]
         taken = self._records(restated, source.candidates, "candidate")
         taken += self._records(others, source.records - source.candidates, "record")
         subjects = {case.subject for case, _ in taken}
@@ -166,7 +169,6 @@ class _Build:
         for case in cases:
             if len(taken) == number:
                 return taken
-            rephrasings = tuple(p for p in case.rephrasings if self.known.restates(case.relation, p))
             fact = self._add(
                 Fact(
                     id=f"counterfact-{case.id}",
@@ -174,7 +176,7 @@ class _Build:
                     relation=case.relation,
                     prompt=case.prompt,
                     target=case.true,
-                    paraphrases=rephrasings,
+                    paraphrases=self._rephrasings(case),
                 ),
                 tag,
             )
@@ -186,6 +188,10 @@ class _Build:
                 f"with at least {self.source.min_phrasings} ParaRel phrasings. Ask for fewer."
             )
         return taken
+
+    def _rephrasings(self, case: Case) -> tuple[str, ...]:
+        """The case's rephrasings that say its fact again in other words than its prompt."""
+        return tuple(p for p in case.rephrasings if self.known.restated(case.relation, p) not in (None, case.prompt))
 
     def _add(self, fact: Fact, tag: str) -> Fact | None:
         """The fact with its phrasings, kept; None if its subject has one already or a text asks for another fact."""

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from retention.facts.verbalised import Source, leads, verbalise
+from retention.facts.verbalised import VERSION, Source, leads, verbalise
 from retention.types import content_id
 from retention.world.settings import RECIPE_VERSION, Recipe
 
@@ -40,6 +40,7 @@ class FactModel(Recipe):
             {
                 "settings": settings,
                 "data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.source.files()],
+                "facts": VERSION,
                 "recipe": RECIPE_VERSION,
                 "versions": {name: importlib.metadata.version(name) for name in libraries},
                 "threads": 1,
