@@ -34,7 +34,13 @@ def run(
         preflight.check(loaded)
     bench = Bench(store=Store(results, create=True), cache=bench.cache, report=progress)
     rows = [
-        {"run_id": stages.run_id(r), "edit_id": stages.edit_id(r), "base_id": stages.base_id(r), **stages.names(r)}
+        {
+            "only": r.only,
+            "run_id": stages.run_id(r),
+            "edit_id": stages.edit_id(r),
+            "base_id": stages.base_id(r),
+            **stages.names(r),
+        }
         | {key: value for key, value in r.cell.items() if key not in (*r.names, "seed", "facts.seed")}
         for r in loaded.runs
     ]

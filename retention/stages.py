@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from retention import tune as tuning
 from retention.data import files_of, rows_of
@@ -32,6 +33,8 @@ from retention.models import HubModel, Loaded, anatomy, content_hash, load_model
 from retention.probes import read_all
 from retention.probes.ability import heldout
 from retention.probes.rivals import rivals
+from retention.regimes import Sequential
+from retention.soft_prompt import prompted
 from retention.store import SCORES, Keys, Store, write_json, write_readings, write_table
 from retention.study import Run, Settings
 from retention.types import (
@@ -39,6 +42,7 @@ from retention.types import (
     STEP_EDITED,
     Delta,
     Edit,
+    EditResult,
     Fact,
     LowRank,
     Question,
@@ -117,6 +121,8 @@ def edit_id(run: Run) -> str:
             "stage": ["edit", VERSIONS["edit"]],
             "base": base_id(run),
             "editor": s.editor.model_dump(mode="json"),
+            "regime": s.regime.model_dump(mode="json"),
+            "only": run.only,
             "corpus": _hashes(_corpus_files(s)),
             "mitigations": _dump(s, "edit"),
             "seed": s.seed,
@@ -222,40 +228,78 @@ def edit(run: Run, bench: Bench) -> None:
         return
     loaded = load(run, bench)
     drawn = read_draw(bench, run, loaded)
-    edits = list(drawn.edits)
-    for mitigation in s.mitigations:
-        if isinstance(mitigation, Paraphrase):
-            edits = mitigation.edits(edits, s.seed)
-    corpus = [
-        line for path in _corpus_files(s) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-    ]
-    bench.report(f"editing with {s.editor.name}", 0, 1)
-    result = s.editor.edit(
-        loaded.model, loaded.tokenizer, edits, seed=s.seed, corpus=corpus or loaded.corpus, cache=bench.cache
-    )
-    bench.report("reading the edited model", 0, 1)
-    with result.delta.applied(loaded.model):
-        readings = read_all(s.probes, loaded.model, loaded.tokenizer, drawn.questions, STEP_EDITED)
-    applied = 0 if s.editor.name == "identity" else len(edits)
     with bench.store.publishing("edits", key) as folder:
-        save_delta(folder / "delta.safetensors", result.delta)
-        write_table(
-            folder / "edits.parquet", pa.Table.from_pylist([{"edit_id": key, **row} for row in result.diagnostics])
-        )
         keys = Keys(
             base_id=base_id(run), edit_id=key, model_id=model_id(s.model), editor=names(run)["editor"],
             seed=s.seed, facts_seed=run.facts_seed,
         )  # fmt: skip
-        write_readings(folder / f"probes-{STEP_EDITED:06d}.parquet", keys, _pair(drawn.questions, readings), 0, applied)
+
+        def read(soft_prompt: Tensor | None, name: str, applied: int) -> None:
+            bench.report("reading the edited model", 0, 1)
+            with prompted(loaded.model, soft_prompt) as reader:
+                readings = read_all(s.probes, reader, loaded.tokenizer, drawn.questions, STEP_EDITED)
+            write_readings(folder / name, keys, _pair(drawn.questions, readings), 0, applied)
+
+        result = _write_edits(run, bench, loaded, drawn, lambda n: read(None, f"sequence-{n:06d}.parquet", n))
+        with result.delta.applied(loaded.model):
+            read(result.soft_prompt, f"probes-{STEP_EDITED:06d}.parquet", _applied(run, drawn))
+        save_delta(folder / "delta.safetensors", result.delta, result.soft_prompt)
+        rows = [{"edit_id": key, **row} for row in result.diagnostics]
+        write_table(folder / "edits.parquet", pa.Table.from_pylist(rows))
         record = {
             "edit_id": key,
             "base_id": base_id(run),
             "seconds": result.seconds,
             "update_norm": result.delta.norm(),
         }
-        record |= {"info": result.info, "parameters": sorted(result.delta.updates), "edits": len(edits)}
-        record |= {"mitigations": _dump(s, "edit"), "seed": s.seed, "threads": s.threads}
-        write_json(folder / "edit.json", record | {"editor": run.dump()["editor"]} | _where())
+        record |= {"info": result.info, "parameters": sorted(result.delta.updates), "edits": _applied(run, drawn)}
+        record |= {"weight_edit": result.soft_prompt is None, "mitigations": _dump(s, "edit")}
+        record |= {"seed": s.seed, "threads": s.threads, "only": run.only}
+        record |= {name: run.dump()[name] for name in ("editor", "regime")}
+        write_json(folder / "edit.json", record | _where())
+
+
+def _write_edits(run: Run, bench: Bench, loaded: Loaded, drawn: Draw, after_batch: Callable[[int], None]) -> EditResult:
+    """Call the editor as the regime says. The model is left as it was; the result is the whole of what is added."""
+    s = run.settings
+    edits = list(drawn.edits)
+    for mitigation in s.mitigations:
+        if isinstance(mitigation, Paraphrase):
+            edits = mitigation.edits(edits, s.seed)
+    lines = [line for path in _corpus_files(s) for line in path.read_text(encoding="utf-8").splitlines()]
+    corpus = [line for line in lines if line.strip()] or loaded.corpus
+    fixed: dict[str, Any] = {"seed": s.seed, "corpus": corpus, "cache": bench.cache}
+    model, tokenizer = loaded.model, loaded.tokenizer
+    if not isinstance(s.regime, Sequential):
+        bench.report(f"editing with {s.editor.name}", 0, 1)
+        return s.editor.edit(model, tokenizer, edits, **fixed)
+    # Prune compresses the update of a whole sequence against the unedited weights (arXiv 2405.16821), so it comes last.
+    parts = getattr(s.editor, "postprocess", ())
+    last = [part for part in parts if part.name == "prune"]
+    each = tuple(part for part in parts if part not in last)
+    editor: Any = s.editor.model_copy(update={"postprocess": each}) if last else s.editor
+    total, state, diagnostics, seconds = Delta(), None, [], 0.0
+    saved = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for start in range(0, len(edits), s.regime.size):
+        bench.report(f"editing with {editor.name}", start, len(edits))
+        batch = edits[start : start + s.regime.size]
+        carried: dict[str, Any] = {"state": state} if getattr(editor, "carries_state", False) else {}
+        result = editor.edit(model, tokenizer, batch, **carried, **fixed)
+        result.delta.apply_(model)
+        total, state, seconds = total.plus(result.delta), result.state, seconds + result.seconds
+        diagnostics.extend(result.diagnostics)
+        after_batch(start + len(batch))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(saved[name])
+    for part in last:
+        total = part.process(model, total, rank_one_per_edit=False)
+    return EditResult(delta=total, diagnostics=tuple(diagnostics), seconds=seconds, info=result.info)
+
+
+def _applied(run: Run, drawn: Draw) -> int:
+    """Edits in the weights once all are written."""
+    return 0 if run.settings.editor.name == "identity" else len(drawn.edits)
 
 
 def tune(run: Run, bench: Bench) -> None:
@@ -266,15 +310,15 @@ def tune(run: Run, bench: Bench) -> None:
     loaded = load(run, bench)
     model, tokenizer = loaded.model, loaded.tokenizer
     drawn = read_draw(bench, run, loaded)
-    delta = load_delta(bench.store.folder("edits", edit_id(run)) / "delta.safetensors")
+    delta, soft_prompt = load_delta(bench.store.folder("edits", edit_id(run)) / "delta.safetensors")
     rows = rows_of(s.tune.data, s.model, s.seed)
     places = anatomy(model)
     keys = Keys(base_id=base_id(run), edit_id=edit_id(run), run_id=key, model_id=model_id(s.model), **names(run))
-    applied = 0 if s.editor.name == "identity" else len(drawn.edits)
     scores: list[dict[str, Any]] = []
 
-    def score_task(step: int, tokens_seen: int) -> None:
-        task = heldout(model, tokenizer, rows.heldout)
+    def score_task(step: int, tokens_seen: int, soft_prompt: Tensor | None = soft_prompt) -> None:
+        with prompted(model, soft_prompt) as reader:
+            task = heldout(reader, tokenizer, rows.heldout)
         found = [("task_loss", task.loss, task.n_tokens), ("task_accuracy", task.accuracy, task.n_rows)]
         scores.extend(
             {"run_id": key, "step": step, "tokens_seen": tokens_seen, "score": name, "value": value, "n": n}
@@ -282,16 +326,21 @@ def tune(run: Run, bench: Bench) -> None:
             if value is not None
         )
 
-    score_task(STEP_BASE, 0)
+    score_task(STEP_BASE, 0, None)
     delta.apply_(model)
     score_task(STEP_EDITED, 0)
 
     with bench.store.publishing("runs", key) as folder:
 
         def checkpoint(step: int, tokens_seen: int, _model: Any) -> None:
-            readings = read_all(s.probes, model, tokenizer, drawn.questions, step)
+            with prompted(model, soft_prompt) as reader:
+                readings = read_all(s.probes, reader, tokenizer, drawn.questions, step)
             write_readings(
-                folder / f"probes-{step:06d}.parquet", keys, _pair(drawn.questions, readings), tokens_seen, applied
+                folder / f"probes-{step:06d}.parquet",
+                keys,
+                _pair(drawn.questions, readings),
+                tokens_seen,
+                _applied(run, drawn),
             )
             score_task(step, tokens_seen)
 
@@ -403,31 +452,41 @@ def read_draw(bench: Bench, run: Run, loaded: Loaded) -> Draw:
     for row in pq.read_table(folder / "questions.parquet").to_pylist():
         question = Question(**{n: row[n] for n in Question.__dataclass_fields__})
         questions.append(question)
+    stored = json.loads((folder / "edits.json").read_text())
     edits = [
         Edit(fact=facts[e["fact_id"]], target=e["target"], prompts=tuple(e["prompts"]), anchors=tuple(e["anchors"]))
-        for e in json.loads((folder / "edits.json").read_text())
+        for e in stored
     ]
+    if run.only is not None:  # regime single: this edit, what stands beside it, and the facts that no edit touches
+        edits = [edits[run.only]]
+        mine, others = edits[0].fact.id, {e["fact_id"] for e in stored} - {edits[0].fact.id}
+        questions = [
+            q for q in questions if (q.edit_of or mine) == mine and not (q.group == "edited" and q.fact_id in others)
+        ]
     return Draw(edits=tuple(edits), facts=facts, questions=tuple(questions), dropped={})
 
 
-def save_delta(path: Path, delta: Delta) -> None:
-    """Factors as `<parameter>:left` and `<parameter>:right`, dense updates under the parameter's own name; float32."""
-    tensors = {}
+def save_delta(path: Path, delta: Delta, soft_prompt: Tensor | None = None) -> None:
+    """Factors as `<parameter>:left` and `<parameter>:right`, dense updates under the parameter's own name; float32.
+
+    A soft prompt, which is no change of weights, is `:soft_prompt`.
+    """
+    tensors = {} if soft_prompt is None else {":soft_prompt": soft_prompt}
     for name, update in delta.updates.items():
         if isinstance(update, LowRank):
             tensors[f"{name}:left"], tensors[f"{name}:right"] = update.left, update.right
         else:
             tensors[name] = update
+    plain = {name: tensor.detach().cpu().float().contiguous() for name, tensor in tensors.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(
-        {n: t.detach().cpu().float().contiguous() for n, t in tensors.items()}, temporary, {"format": "retention-delta"}
-    )
+    save_file(plain, temporary, {"format": "retention-delta"})
     os.replace(temporary, path)
 
 
-def load_delta(path: Path) -> Delta:
+def load_delta(path: Path) -> tuple[Delta, Tensor | None]:
+    """What `save_delta` wrote."""
     tensors = load_file(path)
     updates: dict[str, Any] = {n: t for n, t in tensors.items() if ":" not in n}
     for name in sorted(n.removesuffix(":left") for n in tensors if n.endswith(":left")):
         updates[name] = LowRank(tensors[f"{name}:left"], tensors[f"{name}:right"])
-    return Delta(updates)
+    return Delta(updates), tensors.get(":soft_prompt")

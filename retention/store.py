@@ -230,13 +230,15 @@ def _checksum(path: Path) -> str:
 
 
 def load(
-    path: str | Path = "results", table: Literal["rows", "scores", "runs", "facts", "questions"] = "rows"
+    path: str | Path = "results", table: Literal["rows", "sequence", "scores", "runs", "facts", "questions"] = "rows"
 ) -> pd.DataFrame:
     """Read a results folder, or one study's folder in it, into one table.
 
     rows: one probe row a question, step and run, with the columns of results/README.md; rows at steps -1 and 0, which
-    many runs share, are repeated for each of them. scores: the task's held-out loss and accuracy. runs: the keys of
-    each run, complete or not. facts, questions: what was asked. Raises UserError if nothing is there.
+    many runs share, are repeated for each of them. sequence: regime sequential's readings right after each batch of
+    edits, never mixed with the rows, whose step 0 is read when all edits are written. scores: the task's held-out loss
+    and accuracy. runs: the keys of each run, complete or not. facts, questions: what was asked. Raises UserError if
+    nothing is there.
     """
     import duckdb
 
@@ -263,7 +265,7 @@ def load(
     kind: Kind = "bases" if table in ("facts", "questions") else "runs"
     key = "base_id" if kind == "bases" else "run_id"
     done = runs[runs["complete"]]
-    if table != "rows":
+    if table not in ("rows", "sequence"):
         found = [store.folder(kind, k) / f"{table}.parquet" for k in done[key].drop_duplicates()]
         if not found:
             raise UserError(f"{path}: no run is complete; `retention status` tells what is left")
@@ -276,18 +278,30 @@ def load(
     axes = [n for n in done.columns if n not in ("run_id", "edit_id", "base_id", "study", "complete", *CELL)]
     connection.register("cells", done[["run_id", "edit_id", "base_id", *CELL, *axes]])
     measured = [n for n in ROWS.names if n not in ("run_id", "edit_id", "base_id", *CELL)]
-    parts = []
-    shared: tuple[tuple[Kind, str], ...] = (("bases", "base_id"), ("edits", "edit_id"), ("runs", "run_id"))
-    for kind_, on in shared:
-        files = [
-            str(p) for k in done[on].drop_duplicates() for p in sorted(store.folder(kind_, k).glob("probes-*.parquet"))
+    columns = ", ".join(f'r."{n}"' if n in measured else f'c."{n}"' for n in (*ROWS.names, *axes))
+
+    def files(kind: Kind, key: str, pattern: str) -> list[str]:
+        return [str(p) for k in done[key].drop_duplicates() for p in sorted(store.folder(kind, k).glob(pattern))]
+
+    edits, runs_ = files("edits", "edit_id", "probes-*.parquet"), files("runs", "run_id", "probes-*.parquet")
+    if table == "sequence":
+        found_ = files("edits", "edit_id", "sequence-*.parquet")
+        if not found_:
+            raise UserError(f"{path}: no run edited in sequence (regime: sequential)")
+        parts = [f"SELECT {columns} FROM read_parquet({found_!r}) r JOIN cells c USING (edit_id)"]
+    else:
+        # A run that writes one edit alone (regime single) asks only some of the questions that its base answered.
+        asked = f"SELECT DISTINCT edit_id, question_id FROM read_parquet({edits!r})"
+        base = f"read_parquet({files('bases', 'base_id', 'probes-*.parquet')!r})"
+        parts = [
+            f"SELECT {columns} FROM {base} r JOIN cells c USING (base_id) "
+            f"JOIN ({asked}) q ON q.edit_id = c.edit_id AND q.question_id = r.question_id",
+            f"SELECT {columns} FROM read_parquet({edits!r}) r JOIN cells c USING (edit_id)",
         ]
-        if files:
-            columns = ", ".join(f'r."{n}"' if n in measured else f'c."{n}"' for n in (*ROWS.names, *axes))
-            parts.append(f"SELECT {columns} FROM read_parquet({files!r}) r JOIN cells c USING ({on})")
-    rows = connection.execute(
-        f'SELECT * FROM ({" UNION ALL ".join(parts)}) ORDER BY run_id, step, "group", form, question_id'
-    ).df()
+        if runs_:
+            parts.append(f"SELECT {columns} FROM read_parquet({runs_!r}) r JOIN cells c USING (run_id)")
+    order = 'run_id, step, edits_applied, "group", form, question_id'
+    rows = connection.execute(f"SELECT * FROM ({' UNION ALL '.join(parts)}) ORDER BY {order}").df()
     for name in (*CELL, "run_id", "edit_id", "base_id", "model_id", "group", "form", "state"):
         if rows[name].dtype == object or str(rows[name].dtype) in ("str", "string"):
             rows[name] = rows[name].astype("category")

@@ -27,6 +27,7 @@ from retention.mitigations import AnyMitigation
 from retention.models import HubModel
 from retention.objectives import AnyObjective, Sft
 from retention.probes import AnyProbe
+from retention.regimes import AnyRegime, Batch, Single
 from retention.types import UserError, content_id
 from retention.world import WorldModel
 from retention.world.facts_model import FactModel
@@ -51,6 +52,7 @@ NAMED = {  # settings whose value may be written as just the part's name, and th
     "editor": AnyEditor,
     "objective": AnyObjective,
     "adapter": AnyAdapter,
+    "regime": AnyRegime,
 }
 
 
@@ -72,6 +74,7 @@ class Settings(BaseModel):
     model: AnyModel
     facts: AnyFacts
     editor: AnyEditor
+    regime: AnyRegime = Batch()
     mitigations: tuple[AnyMitigation, ...] = ()
     objective: AnyObjective = Sft()
     adapter: AnyAdapter = Full()
@@ -108,6 +111,8 @@ class Settings(BaseModel):
     def _consistent(self) -> Settings:
         if self.at and self.at[-1] > self.tune.steps:
             raise ValueError(f"at: step {self.at[-1]} lies beyond tune.steps ({self.tune.steps})")
+        if self.regime.name == "sequential" and self.editor.name == "ptuning":
+            raise ValueError("regime sequential: ptuning changes no weight that a next batch could build on; use batch")
         names = [m.name for m in self.mitigations]
         if len(set(names)) < len(names):
             raise ValueError("mitigations: one is named twice in one run")
@@ -121,10 +126,11 @@ class Run:
     settings: Settings
     cell: Mapping[str, str]  # grid key -> the value's short name, for people
     names: Mapping[str, str]  # editor, objective, adapter, mitigations: names that tell this study's runs apart
+    only: int | None = None  # regime single: which one of the drawn edits is written
 
     def dump(self) -> dict[str, Any]:
         """The run's settings, complete with every default, as plain JSON values."""
-        return self.settings.model_dump(mode="json")
+        return self.settings.model_dump(mode="json") | ({} if self.only is None else {"only": self.only})
 
     @property
     def facts_seed(self) -> int:
@@ -132,7 +138,8 @@ class Run:
 
     @property
     def label(self) -> str:
-        return " ".join(f"{k}={v}" for k, v in self.cell.items()) or "the only run"
+        alone = [] if self.only is None else [f"edit={self.only}"]
+        return " ".join([*(f"{k}={v}" for k, v in self.cell.items()), *alone]) or "the only run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +198,11 @@ class Study:
         if found:
             raise UserError(_report(where, list(found)))
         labels = _labels([settings for settings, _ in cells])
-        runs = [Run(settings=s, cell=cell, names=label) for (s, cell), label in zip(cells, labels, strict=True)]
+        runs = [
+            Run(settings=s, cell=cell, names=label, only=only)
+            for (s, cell), label in zip(cells, labels, strict=True)
+            for only in (range(s.facts.edited) if isinstance(s.regime, Single) else [None])
+        ]
         ids = [content_id(run.dump()) for run in runs]
         if len(set(ids)) < len(ids):
             twice = next(run.label for run, i in zip(runs, ids, strict=True) if ids.count(i) > 1)

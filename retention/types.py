@@ -201,6 +201,19 @@ class Delta:
                 for name, value in saved.items():
                     parameters[name].copy_(value)
 
+    def plus(self, other: Delta) -> Delta:
+        """This update and another one's, in one. Factors stay factors."""
+        updates = dict(self.updates)
+        for name, update in other.updates.items():
+            mine = updates.get(name)
+            if mine is None:
+                updates[name] = update
+            elif isinstance(mine, LowRank) and isinstance(update, LowRank):
+                updates[name] = LowRank(torch.cat([mine.left, update.left], 1), torch.cat([mine.right, update.right]))
+            else:
+                updates[name] = self.dense(name) + other.dense(name)
+        return Delta(updates)
+
     def norm(self) -> float:
         """Frobenius norm over all updated parameters."""
         return sum(float(self.dense(name).float().pow(2).sum()) for name in self.updates) ** 0.5
