@@ -150,26 +150,30 @@ class States:
         device = next(model.parameters()).device
         ids, mask = padded([row.ids for row in rows], device)
         at = torch.tensor([row.at for row in rows], device=device)
-        seen: dict[str, Tensor] = {}
-        blocks, cache = anatomy.blocks(model), DynamicCache()
-
-        def note(name: str) -> Any:
-            return lambda tensor: seen.__setitem__(name, tensor)
-
-        with (
-            on_input(blocks[layer], note("entry")),
-            on_output(blocks[layer], note("block")),
-            on_output(anatomy.down_module(model, layer), note("mlp")),
-            on_output(blocks[-1], note("final")),
-        ):
-            model.base_model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
         rest = max(len(row.ids) - row.at for row in rows)
         before = int(at.max())
         index = (at[:, None] + torch.arange(rest, device=device)).clamp(max=ids.shape[1] - 1)
         each = torch.arange(len(rows), device=device)
-        self.suffix = seen["block"][each[:, None], index]
-        self.entry = seen["entry"][each, at][:, None]
-        self.value = seen[site].reshape(*ids.shape, -1)[each, at]
+        blocks, cache = anatomy.blocks(model), DynamicCache()
+        final: list[Tensor] = []
+
+        # What is needed is copied out at once: some models add to a module's output in place afterwards.
+        def entry(states: Tensor) -> None:
+            self.entry = states[each, at][:, None]
+
+        def block(states: Tensor) -> None:
+            self.suffix = states[each[:, None], index]
+
+        def value(states: Tensor) -> None:
+            self.value = states.reshape(*ids.shape, -1)[each, at]
+
+        with (
+            on_input(blocks[layer], entry),
+            on_output(blocks[layer], block),
+            on_output(_site_module(model, anatomy, layer, site), value),
+            on_output(blocks[-1], lambda states: final.append(states[each[:, None], index])),
+        ):
+            model.base_model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
         self.ids, self.positions = ids.gather(1, index), index
         shifted = torch.arange(before, device=device) - before + at[:, None]  # position of each prefix slot, < 0: none
         self.prefix_mask = (shifted >= 0).long()
@@ -178,7 +182,7 @@ class States:
         for i in range(layer, anatomy.layers):
             held: Any = cache.layers[i]
             self.keys[i] = (_take(held.keys, shifted), _take(held.values, shifted))
-        return self, seen["final"][each[:, None], index]
+        return self, final[0]
 
     def select(self, rows: Tensor) -> States:
         new = States()
