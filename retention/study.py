@@ -10,8 +10,9 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -96,6 +97,12 @@ class Settings(BaseModel):
         if any(step < 1 for step in at):
             raise ValueError("steps in `at` are optimizer steps, from 1 on (-1 and 0 are always read)")
         return tuple(sorted(set(at)))
+
+    @field_validator("mitigations")
+    @classmethod
+    def _ordered(cls, mitigations: tuple[Any, ...]) -> tuple[Any, ...]:
+        # Each acts at a place of its own, so their order says nothing: [a, b] and [b, a] are one run.
+        return tuple(sorted(mitigations, key=lambda m: m.name))
 
     @field_validator("probes")
     @classmethod
@@ -185,11 +192,13 @@ class Study:
         found: dict[str, None] = {}
         for indices in itertools.product(*(range(len(values)) for values in grid.values())):
             settings = base
-            cell = {}
-            for (key, values), i in zip(grid.items(), indices, strict=True):
-                settings = _set(settings, key.split("."), values[i])
-                cell[key] = short_name(values[i])
             index = dict(zip(grid, indices, strict=True))
+            cell = {key: short_name(values[index[key]]) for key, values in grid.items()}
+            for key in sorted(grid, key=lambda key: key.count(".")):  # a part as a whole before a setting within it
+                settings = _set(settings, key.split("."), grid[key][index[key]])
+            settings = _spelled_out(settings)
+            for loc in _not_finite(settings):
+                found[f"{_path(loc, index)}: expected a finite number"] = None
             try:
                 cells.append((_validate(settings), cell))
             except ValidationError as error:
@@ -211,7 +220,8 @@ class Study:
 
     def resolved(self) -> str:
         """The study as YAML after overrides, as it is stored beside its results."""
-        return yaml.safe_dump(json.loads(json.dumps(self.document)), sort_keys=False, allow_unicode=True)
+        plain = json.loads(json.dumps(self.document, default=str))
+        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -224,7 +234,13 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: dict[Any, Any] = {}
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *block`: its keys may be written again, to change them
+            continue
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a key must be a text, got {key!r} (are its braces or brackets meant?)", key_node.start_mark
+            )
         if key in seen:
             raise yaml.constructor.ConstructorError(
                 None, None, f"the key {key!r} is written twice", key_node.start_mark
@@ -262,7 +278,7 @@ def _read_yaml(path: Path) -> Any:
 
 def _override(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Apply overrides in Hydra's grammar. A list of values (`editor=rome,memit`) becomes an axis of the grid."""
-    if not overrides:
+    if not overrides or not isinstance(document.get("grid") or {}, Mapping):
         return document
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -311,10 +327,6 @@ def _plain(value: Any) -> Any:
         return {str(_plain(k)): _plain(v) for k, v in value.items()}
     if isinstance(value, list):
         return [_plain(v) for v in value]
-    if isinstance(value, str):  # the iterator of a sweep gives quoted text as written
-        return (
-            value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else yaml.load(value, _Loader)
-        )
     return getattr(value, "text", value)
 
 
@@ -357,8 +369,8 @@ def _grid_problems(grid: Any) -> Iterator[str]:
             yield f"grid.{key}: expected a list of one or more values, got {values!r}"
 
 
-def _validate(settings: Mapping[str, Any]) -> Settings:
-    """Through JSON, so that types are strict (no 'true' for 1, no 3.7 for 3) and lists may be lists."""
+def _spelled_out(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Parts written as their bare names become {name: ...}."""
     settings = dict(settings)
     for key in NAMED:
         if isinstance(settings.get(key), str):
@@ -368,19 +380,32 @@ def _validate(settings: Mapping[str, Any]) -> Settings:
             settings[key] = [{"name": v} if isinstance(v, str) else v for v in settings[key]]
     if isinstance(settings.get("tune"), Mapping) and isinstance(settings["tune"].get("data"), str):
         settings["tune"] = {**settings["tune"], "data": {"name": settings["tune"]["data"]}}
+    return settings
+
+
+def _not_finite(tree: Any, loc: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Places of numbers that are infinite or NaN: JSON has none, and keys are made of JSON."""
+    if isinstance(tree, float) and not math.isfinite(tree):
+        yield loc
+    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else ()
+    for step, value in items:
+        yield from _not_finite(value, (*loc, step))
+
+
+def _validate(settings: Mapping[str, Any]) -> Settings:
+    """Through JSON, so that types are strict (no 'true' for 1, no 3.7 for 3) and lists may be lists."""
     return Settings.model_validate_json(json.dumps(settings, default=str), strict=True)
 
 
 def _explain(error: ValidationError, index: Mapping[str, int], settings: Mapping[str, Any]) -> Iterator[str]:
     """Each of pydantic's errors as: path: what is wrong, what to type instead."""
     for item in error.errors(include_url=False):
-        loc = _clean(item["loc"], settings)
-        path = _path(loc, index)
         kind, context = item["type"], item.get("ctx", {})
+        loc = _clean(item["loc"], settings, keep_last=kind == "missing")
+        path = _path(loc, index)
         if kind == "extra_forbidden":
             owner = _owner(loc[:-1], settings)
-            known = _fields(owner) if owner is not None else Settings.model_fields
-            yield f"{path}: unknown key{_nearest(str(loc[-1]), known)}"
+            yield f"{path}: unknown key" + (_nearest(str(loc[-1]), owner.model_fields) if owner is not None else "")
         elif kind == "union_tag_invalid":
             expected = [e.strip().strip("'") for e in context["expected_tags"].split(",")]
             yield f"{path}: unknown name {context['tag']!r}{_nearest(context['tag'], expected)}"
@@ -395,14 +420,16 @@ def _explain(error: ValidationError, index: Mapping[str, int], settings: Mapping
             yield f"{path}: {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']!r}"
 
 
-def _clean(loc: tuple[Any, ...], settings: Mapping[str, Any]) -> tuple[Any, ...]:
-    """pydantic's location without the union tags that it puts between the keys."""
+def _clean(loc: tuple[Any, ...], settings: Mapping[str, Any], *, keep_last: bool) -> tuple[Any, ...]:
+    """pydantic's location without the union tags that it puts between the keys.
+
+    keep_last: the last step is a key that is missing in the settings, so it is no tag although it is not there.
+    """
     out: list[Any] = []
     tree: Any = settings
     for i, step in enumerate(loc):
-        if isinstance(tree, Mapping) and step not in tree and step in (tree.get("name"), "hub") and i + 1 < len(loc):
-            continue
-        if isinstance(tree, str) and step in (tree, "hub"):
+        is_key = keep_last and i + 1 == len(loc)
+        if isinstance(tree, Mapping) and step not in tree and step in (tree.get("name"), "hub", "peft") and not is_key:
             continue
         out.append(step)
         if isinstance(tree, Mapping):
@@ -425,19 +452,26 @@ def _path(loc: Iterable[Any], index: Mapping[str, int]) -> str:
 
 
 def _owner(loc: Sequence[Any], settings: Mapping[str, Any]) -> type[BaseModel] | None:
-    """The part whose fields an unknown key was meant for."""
-    if not loc:
-        return Settings
-    if loc[0] == "tune" and len(loc) == 1:
-        return Tune
+    """The part whose fields an unknown key was meant for; None where its name tells none."""
+    candidates: list[type[BaseModel]] = [Settings]
     tree: Any = settings
     for step in loc:
+        if not isinstance(step, int):
+            owner = _chosen(candidates, tree)
+            if owner is None:
+                return None
+            candidates = _parts(owner.model_fields[step].annotation)
         tree = tree[step]
-    name = tree.get("name") if isinstance(tree, Mapping) else tree
-    if loc[0] == "model":
-        return WorldModel if name == "world" else FactModel if name == "facts" else HubModel
-    union: Any = {**NAMED, "mitigations": AnyMitigation, "probes": AnyProbe, "tune": AnyData}.get(str(loc[0]))
-    return next((part for part in _parts(union) if name in _names(part)), None)
+    return _chosen(candidates, tree)
+
+
+def _chosen(candidates: Sequence[type[BaseModel]], tree: Any) -> type[BaseModel] | None:
+    """The one of a union's classes that the mapping's name asks for; else the one that takes any name."""
+    if len(candidates) == 1:
+        return candidates[0]
+    name = tree.get("name") if isinstance(tree, Mapping) else None
+    named = [part for part in candidates if name in _names(part)]
+    return next(iter([*named, *(part for part in candidates if not _names(part))]), None)
 
 
 def _parts(union: Any) -> list[type[BaseModel]]:
@@ -449,10 +483,6 @@ def _parts(union: Any) -> list[type[BaseModel]]:
 
 def _names(part: type[BaseModel]) -> tuple[str, ...]:
     return get_args(part.model_fields["name"].annotation) if "name" in part.model_fields else ()
-
-
-def _fields(part: type[BaseModel]) -> list[str]:
-    return list(part.model_fields)
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
