@@ -38,7 +38,14 @@ class Adapter(Part):
 
     @model_validator(mode="after")
     def _known(self) -> Adapter:
-        validate_fields(self.peft_fields(), self.settings, OWNED, f"adapter {self.name}: settings", "targets")
+        from peft import PromptLearningConfig
+
+        if issubclass(self.config_class(), PromptLearningConfig):
+            raise ValueError(
+                f"{self.name} learns a soft prompt and moves no weight, so nothing could be forgotten; "
+                "use an adapter of weights, such as lora"
+            )
+        validate_fields(self.peft_fields(), self.settings, OWNED, "settings", "targets")
         return self
 
     def config_class(self) -> Any:

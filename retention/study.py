@@ -239,7 +239,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, Hashable):
             raise yaml.constructor.ConstructorError(
-                None, None, f"a key must be a text, got {key!r} (are its braces or brackets meant?)", key_node.start_mark
+                None, None, f"a key must be a text, got {key!r} (are its braces meant?)", key_node.start_mark
             )
         if key in seen:
             raise yaml.constructor.ConstructorError(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "loss_type": "nll",
     "bf16": False,
     "fp16": False,
-    "gradient_checkpointing": False,
+    "activation_checkpointing": False,
     "average_tokens_across_devices": True,
     "dataloader_drop_last": False,
     "dataloader_num_workers": 0,
@@ -69,6 +70,8 @@ OWNED = {
     "include_num_input_tokens_seen": "nothing: tokens are always counted",
     "resume_from_checkpoint": "retention run again",
     "remove_unused_columns": "nothing: rows are prepared by the harness",
+    "gradient_checkpointing": "tune.trainer.activation_checkpointing",  # transformers' old name of it
+    "gradient_checkpointing_kwargs": "tune.trainer.activation_checkpointing_kwargs",
 }
 
 Checkpoint = Callable[[int, int, "PreTrainedModel"], None]  # (step, training tokens so far, model in train mode)
@@ -92,15 +95,48 @@ def validate(objective: Objective, trainer: dict[str, Any]) -> None:
     """Check pass-through trainer settings by name and type. Raises UserError with all mistakes, nearest names given."""
     import trl
 
+    problems = []
+    passed = {}
+    for name, value in trainer.items():
+        if name in OWNED:
+            problems.append(f"tune.trainer.{name} is set by the harness; use {OWNED[name]} instead")
+        elif name in objective.arguments():
+            problems.append(f"tune.trainer.{name} is fixed by the objective {objective.name!r}; set it there")
+        else:
+            passed[name] = value
     try:
-        for name in trainer:
-            if name in OWNED:
-                raise ValueError(f"tune.trainer.{name} is set by the harness; use {OWNED[name]} instead")
-            if name in objective.arguments():
-                raise ValueError(f"tune.trainer.{name} is fixed by the objective {objective.name!r}; set it there")
-        validate_fields(config_fields(getattr(trl, objective.config)), trainer, (), "tune.trainer", "")
-    except ValueError as error:
-        raise UserError(str(error)) from None
+        validate_fields(config_fields(getattr(trl, objective.config)), passed, (), "tune.trainer", "")
+        if not problems:  # what the types do not say, the config does: a scheduler's name, two settings that exclude
+            _config(objective, passed, steps=1, seed=0, folder=Path())
+    except (ValueError, TypeError, ImportError) as error:
+        text = str(error)
+        problems.append(text if text.startswith("tune.trainer") else f"tune.trainer: {text}")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _arguments(objective: Objective, trainer: dict[str, Any]) -> dict[str, Any]:
+    return {**DEFAULTS, **objective.arguments(), **trainer}
+
+
+def _config(objective: Objective, trainer: dict[str, Any], *, steps: int, seed: int, folder: Path) -> Any:
+    """The trainer's config: our defaults, the objective's arguments, what is passed through, what the harness owns."""
+    import trl
+
+    config_class = getattr(trl, objective.config)
+    known = config_fields(config_class)
+    return config_class(
+        **{k: v for k, v in _arguments(objective, trainer).items() if k in known},
+        output_dir=str(folder),
+        seed=seed,
+        data_seed=seed,
+        max_steps=steps,
+        save_strategy="no",
+        eval_strategy="no",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        include_num_input_tokens_seen="non_padding",
+    )
 
 
 def fine_tune(
@@ -133,31 +169,12 @@ def fine_tune(
     wanted = set(at)
     if isinstance(adapter, Adapter):
         wrapped = adapter.wrap(model, {"mlp": anatomy.mlp_projections, "attention": anatomy.attention_projections})
-        if wrapped.active_peft_config.is_prompt_learning:
-            raise UserError(
-                f"adapter {adapter.name}: a soft prompt moves no weight, so nothing could be forgotten; "
-                "use an adapter of weights"
-            )
     else:
         model.requires_grad_(True)
         wrapped = model
     frozen = freeze(wrapped)
 
-    arguments = {**DEFAULTS, **objective.arguments(), **trainer}
-    config_class = getattr(trl, objective.config)
-    known = config_fields(config_class)
-    config = config_class(
-        **{k: v for k, v in arguments.items() if k in known},
-        output_dir=str(folder),
-        seed=seed,
-        data_seed=seed,
-        max_steps=steps,
-        save_strategy="no",
-        eval_strategy="no",
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-        include_num_input_tokens_seen="non_padding",
-    )
+    config = _config(objective, trainer, steps=steps, seed=seed, folder=folder)
 
     class Checkpoints(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -166,7 +183,7 @@ def fine_tune(
             if progress is not None:
                 progress(state.global_step, steps)
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _no_bars():
         # torch warns that pinned memory needs an accelerator; on a CPU node there is none, and nothing is lost.
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
         trainer_ = getattr(trl, objective.trainer)(
@@ -192,9 +209,23 @@ def fine_tune(
         frozen=frozen,
         trainable=tuple(trainable),
         trainable_count=sum(trainable.values()),
-        arguments=arguments,
+        arguments=_arguments(objective, trainer),
         log=tuple(entry for entry in state.log_history if "loss" in entry),
     )
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the bars that datasets draws for each pass over the rows: our own progress tells how far it is."""
+    import datasets
+
+    shown = datasets.is_progress_bars_enabled() if hasattr(datasets, "is_progress_bars_enabled") else True
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def _dataset(rows: Sequence[dict[str, Any]], kind: str) -> Dataset:
