@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -18,16 +19,27 @@ from retention.world.settings import RECIPE_VERSION, Recipe, WorldSettings
 __all__ = ["WorldModel", "World", "Recipe", "build", "phrases"]
 
 
+@lru_cache(maxsize=32)
+def _world_id(settings: WorldSettings) -> str:
+    made = material(settings)
+    facts = [[f.subject, f.prompt, f.target, f.paraphrases, f.phrasings, f.exposures] for f in made.facts]
+    return content_id([facts, sorted(made.warm), made.text, build(settings).vocabulary])
+
+
 class WorldModel(WorldSettings):
     """A model that knows the facts of the embedded world with these settings."""
 
     name: Literal["world"] = "world"
 
     def key(self) -> str:
-        """Content key of the pretrained folder: settings, recipe version, library versions, threads. Loads nothing."""
+        """Content key of the pretrained folder: settings, world, recipe version, library versions, threads.
+
+        Loads nothing; the world is generated, so that other phrasings or names are another model.
+        """
         return content_id(
             {
                 "settings": self.model_dump(),
+                "world": _world_id(self),
                 "recipe": RECIPE_VERSION,
                 "versions": {
                     name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")

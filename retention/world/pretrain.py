@@ -171,7 +171,7 @@ def pretrain_file(
     warm = warm_facts(found, recipe)
     found = tuple(f if f.id not in warm else _more(f, recipe.warm_exposures) for f in found)
     stated = [f"{fact.text(form)} {fact.target}." for fact in found for form in (fact.prompt, *fact.phrasings)]
-    tokenizer = bpe_tokenizer([*stated, *lines], vocabulary, recipe.context)
+    tokenizer = bpe_tokenizer([*stated, *lines], vocabulary, 4 * recipe.context)
     material = Material(facts=found, warm=warm, text=lines, end=".")
     settings = {**recipe.model_dump(), "vocabulary": vocabulary, "held_out": held_out}
     return pretrain(material, tokenizer, out, recipe, settings=settings, progress=progress)
