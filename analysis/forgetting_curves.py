@@ -30,8 +30,9 @@ def draw(axes: Axes, rows, criterion: str, form: str) -> None:
         # At step 0 all are right by definition, so there is nothing uncertain about it.
         found = [(step, st.share(st.counts(rows, group, step, criterion, form=form))) for step in steps]
         points = [(step, e) for step, e in found if e is not None]
-        if not points:
-            raise UserError(f"no {group} fact was right at step 0 ({criterion}, {form}): there is nothing to forget")
+        if not points:  # identity writes nothing, and an edit may fail: then there is no curve, and the panel says so
+            axes.plot([], [], label=f"{group}: none right at step 0", **style.GROUP[group])
+            continue
         x = [step for step, _ in points]
         look = style.GROUP[group]
         axes.fill_between(
@@ -54,31 +55,31 @@ def main() -> None:
     parser.add_argument("--form", default="direct", help="direct or paraphrase")
     parser.add_argument("--out", type=Path, default=None, help="folder for the figures; left out, the study's own")
     args = parser.parse_args()
+    style.check_study(args.results)
     rows = retention.load(args.results)
     st.check_criterion(rows, args.criterion)
     style.warn_incomplete(args.results)
-    columns = list(rows.groupby(["editor", "objective", "adapter"], observed=True).groups)
+    apart = [name for name in st.cell_columns(rows) if name != "mitigations"]
+    columns = list(rows.groupby(apart, observed=True).groups)
+    cells = {key: cell for key, cell in rows.groupby([*apart, "mitigations"], observed=True)}
     lines = sorted(rows["mitigations"].unique(), key=lambda m: (m != "none", m))
     plt.rcParams.update(style.RC)
     figure, grid = plt.subplots(
         len(lines), len(columns), figsize=(0.6 + 2.2 * len(columns), 0.5 + 1.75 * len(lines)), squeeze=False,
         sharex=True, sharey=True, layout="constrained",
     )  # fmt: skip
-    several = {name for name in ("objective", "adapter") if rows[name].nunique() > 1}
+    several = [name for name in apart if name != "editor" and rows[name].nunique() > 1]
     for i, mitigation in enumerate(lines):
-        for j, (editor, objective, adapter) in enumerate(columns):
-            axes = grid[i][j]
-            cell = rows[
-                (rows["editor"] == editor) & (rows["objective"] == objective) & (rows["adapter"] == adapter)
-                & (rows["mitigations"] == mitigation)
-            ]  # fmt: skip
-            if cell.empty:
+        for j, column in enumerate(columns):
+            axes, named = grid[i][j], dict(zip(apart, column, strict=True))
+            cell = cells.get((*column, mitigation))
+            if cell is None:
                 axes.text(0.5, 0.5, "not run", ha="center", va="center", transform=axes.transAxes)
             else:
                 draw(axes, cell, args.criterion, args.form)
             if i == 0:
-                extra = [objective] * ("objective" in several) + [adapter] * ("adapter" in several)
-                axes.set_title(" · ".join([style.wrap(editor), *extra]))
+                extra = [named[name] if name in st.CELL else f"{name} {named[name]}" for name in several]
+                axes.set_title(" · ".join([style.wrap(named["editor"]), *extra]))
             if j == 0:
                 axes.set_ylabel("still right" if mitigation == "none" else f"still right\n{style.wrap(mitigation)}")
     figure.supxlabel("fine-tuning steps", fontsize=style.RC["axes.labelsize"])

@@ -15,6 +15,7 @@ matplotlib.use("Agg")  # figures are written to files; no window is opened
 from matplotlib.figure import Figure
 
 import retention
+from retention.types import UserError
 
 RC: dict[str, Any] = {
     "font.size": 8,
@@ -59,6 +60,13 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         os.replace(temporary, folder / f"{name}{suffix}")
         paths.append(folder / f"{name}{suffix}")
     return paths
+
+
+def check_study(results: Path) -> None:
+    """Refuse a whole results folder: its studies may call different settings by one name."""
+    if (results / "store.json").is_file():
+        names = sorted(retention.load(results, "runs")["study"].unique())
+        raise UserError(f"{results}: give the folder of one study in it: {', '.join(names)}")
 
 
 def warn_incomplete(results: Path) -> None:

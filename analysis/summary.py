@@ -55,9 +55,10 @@ def table(results: Path, criterion: str) -> pd.DataFrame:
     rows, scores = retention.load(results), retention.load(results, "scores")
     st.check_criterion(rows, criterion)
     lines = []
-    for key, cell in rows.groupby(st.CELL, observed=True, sort=True):
+    columns = st.cell_columns(rows)
+    for key, cell in rows.groupby(columns, observed=True, sort=True):
         part = scores[scores["run_id"].isin(cell["run_id"].unique())]
-        lines.append({**dict(zip(st.CELL, key, strict=True)), **line(cell, part, criterion)})
+        lines.append({**dict(zip(columns, key, strict=True)), **line(cell, part, criterion)})
     return pd.DataFrame(lines)
 
 
@@ -69,7 +70,8 @@ def markdown(frame: pd.DataFrame, criterion: str) -> str:
             return "no such rows" if row[f"{name}_n"] is None or pd.isna(row[f"{name}_n"]) else "undefined"
         return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}] ({int(row[f'{name}_n'])})"
 
-    varied = [name for name in st.CELL if name in ("editor", "mitigations") or frame[name].nunique() > 1]
+    cells = frame.columns[: frame.columns.get_loc("runs")]
+    varied = [name for name in cells if name in ("editor", "mitigations") or frame[name].nunique() > 1]
     at_0 = ["efficacy_at_0", "paraphrase_at_0", "intrinsic_at_0", "neighbor_at_0", "same_subject_at_0"]
     end = ["edited_kept", "intrinsic_kept", "edited_minus_intrinsic"]
 
@@ -110,6 +112,7 @@ def main() -> None:
     parser.add_argument("--criterion", default="all_correct", help=", ".join(st.CRITERIA))
     parser.add_argument("--out", type=Path, default=None, help="folder for the table; left out, the study's own")
     args = parser.parse_args()
+    style.check_study(args.results)
     style.warn_incomplete(args.results)
     frame = table(args.results, args.criterion)
     out = args.out or args.results

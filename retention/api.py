@@ -10,7 +10,7 @@ from retention.engines import inline
 from retention.progress import Progress
 from retention.stages import Bench, default_cache
 from retention.store import Store
-from retention.study import Study
+from retention.study import Run, Study
 
 
 def run(
@@ -41,9 +41,14 @@ def run(
             "base_id": stages.base_id(r),
             **stages.names(r),
         }
-        | {key: value for key, value in r.cell.items() if key not in (*r.names, "seed", "facts.seed")}
+        | {key: value for key, value in r.cell.items() if _axis(key, r)}
         for r in loaded.runs
     ]
     folder = bench.store.write_study(loaded.name, loaded.resolved(), rows)
     inline.execute(loaded.runs, bench, lambda stage, i, n: progress.stage(f"{stage.kind} {stage.run.label}", i, n))
     return folder
+
+
+def _axis(key: str, run: Run) -> bool:
+    """Whether a key of the grid needs a column of its own: the names of the parts, and the seeds, have theirs."""
+    return key.split(".")[0] not in run.names and key not in ("seed", "facts.seed")

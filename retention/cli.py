@@ -127,12 +127,11 @@ def main(arguments: list[str] | None = None) -> Any:
     except UserError as error:
         print(f"retention: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(
-            f"\nretention: interrupted after {time.time() - start:.0f} s; run the same command to go on",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+    except SystemExit as leaving:
+        if leaving.code == 130:  # what typer makes of Ctrl-C
+            text = f"interrupted after {time.time() - start:.0f} s; run the same command to go on"
+            print(f"\nretention: {text}", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

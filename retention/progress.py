@@ -37,7 +37,7 @@ class Progress:
 
     def stage(self, what: str, index: int, total: int) -> None:
         """Stage `index` (from 0) of `total` begins."""
-        if self.terminal:
+        if self._bars is not None:
             if self._whole is None:
                 self._whole = self._bars.add_task("stages", total=total)
             self._bars.update(self._whole, completed=index, description=f"stages: {what}")
@@ -47,7 +47,7 @@ class Progress:
             print(f"[{index + 1}/{total}] {what} ({elapsed:.0f} s{left})", file=sys.stderr, flush=True)
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        if self.terminal:
+        if self._bars is not None:
             if self._task is None or what != self._what:
                 if self._task is not None:
                     self._bars.remove_task(self._task)

@@ -1,7 +1,8 @@
 """What counts as kept and forgotten, and how sure one can be. Reads tables of probe rows; knows no model.
 
 Retention is conditional: of the facts that were right at step 0 (just after the edit), the share that is right at a
-later step, by one criterion for every group. The unit is the fact within its run; intervals resample runs, then facts.
+later step, by one criterion for every group. The unit is the fact within its run: of a fact that is asked in several
+ways, or beside several edits, the mean counts once. Intervals resample runs, then facts.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
+from scipy.stats import beta
 
+from retention.store import ROWS
 from retention.types import UserError
 
 CRITERIA = ("all_correct", "first_correct", "prefers_target", "gen_exact", "gen_contains")
@@ -38,8 +40,13 @@ class Counts:
     """Facts that could be kept, and those that were, one number a run (same order of runs in every group)."""
 
     runs: tuple[str, ...]
-    kept: np.ndarray  # [runs]
+    kept: np.ndarray  # [runs]; a fact asked in two ways and right in one of them is half a fact
     possible: np.ndarray  # [runs]
+
+
+def cell_columns(rows: pd.DataFrame) -> list[str]:
+    """Columns that tell the cells of a study apart: CELL, and each other axis of its grid (tune.steps, model ...)."""
+    return [*CELL, *(name for name in rows.columns if name not in (*ROWS.names, "only", "study"))]
 
 
 def check_criterion(rows: pd.DataFrame, criterion: str) -> None:
@@ -56,17 +63,19 @@ def counts(
 ) -> Counts:
     """Per run: facts of a group that are right at `step`, among those right at step `given` (None: among all).
 
-    A question whose measure is missing at either step counts in neither.
+    A question whose measure is missing at either step counts in neither. Only questions that were right at `given`
+    count, and a fact is kept by the share of them that is right at `step`.
     """
     part = rows[(rows["group"] == group) & (rows["form"] == form)]
-    key = ["run_id", "question_id"]
+    key = ["run_id", "fact_id", "question_id"]
     then = part[part["step"] == step].set_index(key)[criterion].dropna().astype(bool)
     if given is not None:
         first = part[part["step"] == given].set_index(key)[criterion].dropna().astype(bool)
         then = then[then.index.isin(first[first].index)]
     runs = tuple(sorted(rows["run_id"].unique()))
-    by_run = then.groupby(level="run_id", observed=True).agg(["sum", "count"]).reindex(runs, fill_value=0)
-    return Counts(runs=runs, kept=by_run["sum"].to_numpy(int), possible=by_run["count"].to_numpy(int))
+    by_fact = then.groupby(level=["run_id", "fact_id"], observed=True).mean()
+    by_run = by_fact.groupby(level="run_id", observed=True).agg(["sum", "count"]).reindex(runs, fill_value=0)
+    return Counts(runs=runs, kept=by_run["sum"].to_numpy(float), possible=by_run["count"].to_numpy(int))
 
 
 def share(c: Counts, *, seed: int = 0) -> Estimate | None:
@@ -75,13 +84,15 @@ def share(c: Counts, *, seed: int = 0) -> Estimate | None:
     One run: the exact binomial interval (Clopper-Pearson). Several: bootstrap over runs, then facts within a run; where
     all or none are kept the bootstrap has no width, and the exact interval stands in.
     """
-    n, k = int(c.possible.sum()), int(c.kept.sum())
+    n, k = int(c.possible.sum()), float(c.kept.sum())
     if n == 0:
         return None
     if len(c.runs) == 1 or k in (0, n):
-        interval = binomtest(k, n).proportion_ci(0.95)
-        return Estimate(value=k / n, low=float(interval.low), high=float(interval.high), n=n)
-    low, high = np.quantile(_resample([c], seed)[0], [0.025, 0.975])
+        # In the form of beta quantiles, which also takes the half facts of several phrasings.
+        low = float(beta.ppf(0.025, k, n - k + 1)) if k > 0 else 0.0
+        high = float(beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0
+        return Estimate(value=k / n, low=low, high=high, n=n)
+    low, high = np.nanquantile(_resample([c], seed)[0], [0.025, 0.975])  # NaN: only runs without a fact were drawn
     return Estimate(value=k / n, low=float(low), high=float(high), n=n)
 
 

@@ -219,7 +219,7 @@ def _no_bars() -> Iterator[None]:
     """Without the bars that datasets draws for each pass over the rows: our own progress tells how far it is."""
     import datasets
 
-    shown = datasets.is_progress_bars_enabled() if hasattr(datasets, "is_progress_bars_enabled") else True
+    shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         yield
