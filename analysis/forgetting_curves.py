@@ -61,7 +61,7 @@ def main() -> None:
     style.warn_incomplete(args.results)
     apart = [name for name in st.cell_columns(rows) if name != "mitigations"]
     columns = list(rows.groupby(apart, observed=True).groups)
-    cells = {key: cell for key, cell in rows.groupby([*apart, "mitigations"], observed=True)}
+    cells = {(*key,): cell for key, cell in rows.groupby([*apart, "mitigations"], observed=True)}
     lines = sorted(rows["mitigations"].unique(), key=lambda m: (m != "none", m))
     plt.rcParams.update(style.RC)
     figure, grid = plt.subplots(

@@ -11,6 +11,7 @@ from retention.progress import Progress
 from retention.stages import Bench, default_cache
 from retention.store import Store
 from retention.study import Run, Study
+from retention.types import UserError
 
 
 def run(
@@ -29,7 +30,11 @@ def run(
     progress = progress or Progress(quiet=True)
     store = Store.peek(results)
     bench = Bench(store=store, cache=Path(cache) if cache else default_cache(), report=progress)
-    todo = [stage for stage in inline.plan(loaded.runs, bench) if not stage.done]
+    try:
+        todo = [stage for stage in inline.plan(loaded.runs, bench) if not stage.done]
+    except UserError:
+        preflight.check(loaded)  # tells of a missing file together with what else is wrong
+        raise
     if todo:
         preflight.check(loaded)
     bench = Bench(store=Store(results, create=True), cache=bench.cache, report=progress)

@@ -30,7 +30,8 @@ def check(study: Study) -> None:
             try:
                 probe()
             except UserError as error:
-                found[str(error)] = None
+                for line in str(error).splitlines():
+                    found[f"{study.name}: {line}"] = None
     if found:
         raise UserError("\n".join(found))
 
@@ -69,17 +70,22 @@ def _layers(run: Run) -> None:
     if isinstance(s.model, HubModel):
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(resolve(s.model.name, s.model.revision)).get_text_config()
-        layers = int(config.num_hidden_layers)
+        folder = resolve(s.model.name, s.model.revision)
+        try:
+            layers = int(AutoConfig.from_pretrained(folder).get_text_config().num_hidden_layers)
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise UserError(f"model: {folder}: its config.json describes no causal language model: {error}") from None
     else:
         layers = int(s.model.layers)
-    for part in (s.editor, *(m for m in s.mitigations if isinstance(m, Freeze))):
+    parts = [("editor", s.editor), *(("mitigations", m) for m in s.mitigations if isinstance(m, Freeze))]
+    for where, part in parts:
         for field in ("layer", "layers"):
             value = getattr(part, field, None)
             for layer in value if isinstance(value, (tuple, list)) else [value]:
                 if isinstance(layer, int) and not 0 <= layer < layers:
                     raise UserError(
-                        f"{part.name}.{field}: layer {layer} is out of range: the model has layers 0 to {layers - 1}"
+                        f"{where}: {part.name}.{field}: layer {layer} is out of range: the model has layers 0 to "
+                        f"{layers - 1}"
                     )
 
 

@@ -35,7 +35,7 @@ from retention.probes.ability import heldout
 from retention.probes.rivals import rivals
 from retention.regimes import Sequential
 from retention.soft_prompt import prompted
-from retention.store import SCORES, Keys, Store, write_json, write_readings, write_table
+from retention.store import SCORES, Keys, Store, table_of, write_json, write_readings, write_table
 from retention.study import Run, Settings
 from retention.types import (
     STEP_BASE,
@@ -104,7 +104,7 @@ def base_id(run: Run) -> str:
         {
             "stage": ["prepare", VERSIONS["prepare"]],
             "model": model_id(s.model),
-            "facts": s.facts.model_dump(mode="json", exclude={"seed"}),
+            "facts": _settings(s.facts.model_dump(mode="json", exclude={"seed"})),
             "facts_seed": run.facts_seed,
             "files": _hashes(s.facts.files()),
             "probes": [p.model_dump(mode="json") for p in s.probes],
@@ -140,7 +140,7 @@ def run_id(run: Run) -> str:
             "objective": s.objective.model_dump(mode="json"),
             "adapter": s.adapter.model_dump(mode="json"),
             "mitigations": _dump(s, "rows", "training", "after"),
-            "tune": s.tune.model_dump(mode="json"),
+            "tune": _settings(s.tune.model_dump(mode="json")),
             "files": _hashes(files_of(s.tune.data)),
             "defaults": tuning.DEFAULTS,
             "at": s.at,
@@ -148,6 +148,12 @@ def run_id(run: Run) -> str:
             "versions": _versions("trl", "accelerate", "datasets"),
         }
     )
+
+
+def _settings(dump: dict[str, Any]) -> dict[str, Any]:
+    """A part's settings without those that say where its data lie: what the files hold is hashed."""
+    kept = {k: v for k, v in dump.items() if k not in ("path", "counterfact", "trex")}
+    return {k: _settings(v) if isinstance(v, dict) else v for k, v in kept.items()}
 
 
 def _corpus_files(s: Settings) -> list[Path]:
@@ -245,7 +251,7 @@ def edit(run: Run, bench: Bench) -> None:
             read(result.soft_prompt, f"probes-{STEP_EDITED:06d}.parquet", _applied(run, drawn))
         save_delta(folder / "delta.safetensors", result.delta, result.soft_prompt)
         rows = [{"edit_id": key, **row} for row in result.diagnostics]
-        write_table(folder / "edits.parquet", pa.Table.from_pylist(rows))
+        write_table(folder / "edits.parquet", table_of(rows))
         record = {
             "edit_id": key,
             "base_id": base_id(run),
@@ -366,7 +372,9 @@ def tune(run: Run, bench: Bench) -> None:
             progress=lambda done, total: bench.report(f"fine-tuning {run.label}", done, total),
         )
         write_table(folder / "scores.parquet", pa.Table.from_pylist(scores, schema=SCORES))
-        write_table(folder / "training.parquet", pa.Table.from_pylist([dict(entry) for entry in result.log]))
+        write_table(folder / "training.parquet", table_of([{"run_id": key, **entry} for entry in result.log]))
+        if not any((folder / "trainer").iterdir()):  # trl makes it in any case
+            (folder / "trainer").rmdir()
         outcome = {k: v for k, v in asdict(result).items() if k != "log"}
         record = {"run_id": key, "edit_id": edit_id(run), "base_id": base_id(run), "cell": dict(run.cell)}
         write_json(folder / "run.json", record | {"settings": run.dump(), "training": outcome} | _where())

@@ -178,11 +178,14 @@ class Store:
         return sorted(p.parent.name for p in self.root.glob("*/runs.parquet"))
 
     def write_study(self, name: str, resolved: str, runs: Iterable[Mapping[str, Any]]) -> Path:
-        """Record a study's settings and the keys of its runs, before anything runs."""
+        """Record a study's settings and the keys of its runs, before anything runs. What says so already is left."""
         folder = self.root / name
         folder.mkdir(exist_ok=True)
-        write_text(folder / "study.yaml", resolved)
-        write_table(folder / "runs.parquet", pa.Table.from_pylist(list(runs)))
+        settings, keys, rows = folder / "study.yaml", folder / "runs.parquet", list(runs)
+        if not settings.is_file() or settings.read_text(encoding="utf-8") != resolved:
+            write_text(settings, resolved)
+        if not keys.is_file() or pq.read_table(keys).to_pylist() != rows:
+            write_table(keys, table_of(rows))
         return folder
 
 
@@ -202,6 +205,12 @@ def write_readings(
         row |= {"fact_id": question.fact_id, "group": question.group, "form": question.form}
         rows.append(row)
     write_table(path, pa.Table.from_pylist(rows, schema=ROWS))
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema | None = None) -> pa.Table:
+    """Rows as a table with every key that any of them has; pyarrow alone would take the first row's."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows], schema=schema)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -237,12 +246,12 @@ def load(
     rows: one probe row a question, step and run, with the columns of results/README.md; rows at steps -1 and 0, which
     many runs share, are repeated for each of them. sequence: regime sequential's readings right after each batch of
     edits, never mixed with the rows, whose step 0 is read when all edits are written. scores: the task's held-out loss
-    and accuracy. runs: the keys of each run, complete or not. facts, questions: what was asked. Raises UserError if
-    nothing is there.
+    and accuracy. runs: the keys of each run, complete or not. facts, questions: what was asked, by base_id. Raises
+    UserError if nothing is there.
     """
     import duckdb
 
-    path = Path(path)
+    path = Path(path).absolute() if Path(path).name in ("", "..") else Path(path)  # `.` has no name of its own
     study = None
     if not (path / "store.json").is_file() and (path.parent / "store.json").is_file():
         study, path = path.name, path.parent
@@ -266,10 +275,10 @@ def load(
     key = "base_id" if kind == "bases" else "run_id"
     done = runs[runs["complete"]]
     if table not in ("rows", "sequence"):
-        found = [store.folder(kind, k) / f"{table}.parquet" for k in done[key].drop_duplicates()]
+        found = [pd.read_parquet(store.folder(kind, k) / f"{table}.parquet").assign(**{key: k}) for k in done[key].drop_duplicates()]
         if not found:
             raise UserError(f"{path}: no run is complete; `retention status` tells what is left")
-        return pd.concat([pd.read_parquet(p) for p in found], ignore_index=True).drop_duplicates(ignore_index=True)
+        return pd.concat(found, ignore_index=True)
     if done.empty:
         raise UserError(f"{path}: no run is complete; `retention status` tells what is left")
     connection = duckdb.connect()
@@ -279,27 +288,33 @@ def load(
     connection.register("cells", done[["run_id", "edit_id", "base_id", *CELL, *axes]])
     measured = [n for n in ROWS.names if n not in ("run_id", "edit_id", "base_id", *CELL)]
     columns = ", ".join(f'r."{n}"' if n in measured else f'c."{n}"' for n in (*ROWS.names, *axes))
+    for name in ("seed", "facts_seed"):
+        columns = columns.replace(f'c."{name}"', f'CAST(c."{name}" AS INTEGER) AS "{name}"')
 
     def files(kind: Kind, key: str, pattern: str) -> list[str]:
         return [str(p) for k in done[key].drop_duplicates() for p in sorted(store.folder(kind, k).glob(pattern))]
+
+    def table_in(paths: Sequence[str]) -> str:
+        quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+        return f"read_parquet([{quoted}])"
 
     edits, runs_ = files("edits", "edit_id", "probes-*.parquet"), files("runs", "run_id", "probes-*.parquet")
     if table == "sequence":
         found_ = files("edits", "edit_id", "sequence-*.parquet")
         if not found_:
             raise UserError(f"{path}: no run edited in sequence (regime: sequential)")
-        parts = [f"SELECT {columns} FROM read_parquet({found_!r}) r JOIN cells c USING (edit_id)"]
+        parts = [f"SELECT {columns} FROM {table_in(found_)} r JOIN cells c USING (edit_id)"]
     else:
         # A run that writes one edit alone (regime single) asks only some of the questions that its base answered.
-        asked = f"SELECT DISTINCT edit_id, question_id FROM read_parquet({edits!r})"
-        base = f"read_parquet({files('bases', 'base_id', 'probes-*.parquet')!r})"
+        asked = f"SELECT DISTINCT edit_id, question_id FROM {table_in(edits)}"
+        base = table_in(files("bases", "base_id", "probes-*.parquet"))
         parts = [
             f"SELECT {columns} FROM {base} r JOIN cells c USING (base_id) "
             f"JOIN ({asked}) q ON q.edit_id = c.edit_id AND q.question_id = r.question_id",
-            f"SELECT {columns} FROM read_parquet({edits!r}) r JOIN cells c USING (edit_id)",
+            f"SELECT {columns} FROM {table_in(edits)} r JOIN cells c USING (edit_id)",
         ]
         if runs_:
-            parts.append(f"SELECT {columns} FROM read_parquet({runs_!r}) r JOIN cells c USING (run_id)")
+            parts.append(f"SELECT {columns} FROM {table_in(runs_)} r JOIN cells c USING (run_id)")
     order = 'run_id, step, edits_applied, "group", form, question_id'
     rows = connection.execute(f"SELECT * FROM ({' UNION ALL '.join(parts)}) ORDER BY {order}").df()
     for name in (*CELL, "run_id", "edit_id", "base_id", "model_id", "group", "form", "state"):

@@ -48,14 +48,17 @@ class JsonLines(Part):
         return TaskRows(heldout=tuple(rows[: self.heldout]), train=tuple(rows[self.heldout :][: self.rows]))
 
     def _records(self) -> list[tuple[str, Any]]:
-        text = self.files()[0].read_text(encoding="utf-8")
+        try:
+            text = self.files()[0].read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"tune.data: {self.path}: not UTF-8 text ({error.reason})") from None
         if text.lstrip().startswith("["):
             try:
-                return [(f"record {i}", record) for i, record in enumerate(json.loads(text))]
+                return [(f"record {i}", record) for i, record in enumerate(json.loads(text), 1)]
             except json.JSONDecodeError as error:
                 raise UserError(f"tune.data: {self.path}: line {error.lineno}: not JSON: {error.msg}") from None
         out = []
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):  # not splitlines(): a text may hold U+2028
             if line.strip():
                 try:
                     out.append((f"line {number}", json.loads(line)))

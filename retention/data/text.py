@@ -29,7 +29,11 @@ class Text(Part):
     def load(self, seed: int) -> TaskRows:
         """Cut the file into rows and draw from them. Raises UserError if it has too few."""
         blocks: list[str] = [""]
-        for line in self.files()[0].read_text(encoding="utf-8").splitlines():
+        try:
+            text = self.files()[0].read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"tune.data: {self.path}: not UTF-8 text ({error.reason})") from None
+        for line in text.splitlines():
             if line.strip():
                 blocks[-1] = f"{blocks[-1]}\n{line.strip()}" if blocks[-1] else line.strip()
             if len(blocks[-1]) >= self.characters:

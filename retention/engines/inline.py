@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from retention import stages
 from retention.stages import Bench
 from retention.study import Run
+from retention.types import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,10 @@ class Stage:
 
 
 def plan(runs: Sequence[Run], bench: Bench) -> list[Stage]:
-    """The distinct stages of all runs, in the order in which they are computed: bases, then each edit and its tunes."""
+    """The distinct stages of all runs, in the order in which they are computed: bases, edits, fine-tunes.
+
+    Raises UserError where two runs are one by content.
+    """
     steps: dict[tuple[str, str], Stage] = {}
     for kind, folder, key_of in (
         ("prepare", "bases", stages.base_id),
@@ -30,6 +34,11 @@ def plan(runs: Sequence[Run], bench: Bench) -> list[Stage]:
     ):
         for run in runs:
             key = key_of(run)
+            if kind == "tune" and (kind, key) in steps:
+                raise UserError(
+                    f"grid: two cells are the same run: {steps[kind, key].run.label}; {run.label}. "
+                    "Their settings differ only in what changes nothing; remove one"
+                )
             if (kind, key) not in steps:
                 done = bench.store.complete(folder, key)  # type: ignore[arg-type]
                 steps[kind, key] = Stage(kind=kind, key=key, run=run, done=done)

@@ -52,7 +52,8 @@ def draw(pool: FactPool, want: FactsPart, seed: int, known: Known, rival: Rival)
     # (fact, group, answer, foil, the edit it stands beside): what is asked, in the order in which it is stored.
     asked: list[tuple[Fact, str, str, str | None, str | None]] = []
     asked += [(e.fact, "edited", e.target, e.fact.target or None, None) for e in edits]
-    asked += [(e.fact, "control", e.fact.target, e.target, None) for e in controls]
+    # A control of an injection has no old object: it is asked for the one that was not written.
+    asked += [(e.fact, "control", e.fact.target or e.target, e.target if e.fact.target else None, None) for e in controls]
 
     taken = {e.fact.id for e in (*edits, *controls)}
     for edit in edits:

@@ -28,11 +28,11 @@ class Paraphrase(Mitigation):
         """The same edits with n more prompts each, chosen by seed. Raises UserError if a fact has fewer."""
         out = []
         for edit in edits:
-            others = sorted(p for p in edit.fact.phrasings if p != edit.fact.prompt)
+            others = sorted(p for p in edit.fact.phrasings if p not in (edit.fact.prompt, *edit.prompts))
             if len(others) < self.n:
                 raise UserError(
                     f"mitigations: paraphrase: n = {self.n} phrasings were asked for; fact {edit.fact.id} "
-                    f"({edit.fact.subject}, {edit.fact.relation}) has {len(others)} besides the direct one"
+                    f"({edit.fact.subject}, {edit.fact.relation}) has {len(others)} besides those it is written with already"
                 )
             chosen = random.Random(f"phrasings {seed} {edit.fact.id}").sample(others, self.n)
             out.append(replace(edit, prompts=(*edit.prompts, *chosen)))
