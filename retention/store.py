@@ -275,7 +275,10 @@ def load(
     key = "base_id" if kind == "bases" else "run_id"
     done = runs[runs["complete"]]
     if table not in ("rows", "sequence"):
-        found = [pd.read_parquet(store.folder(kind, k) / f"{table}.parquet").assign(**{key: k}) for k in done[key].drop_duplicates()]
+        found = [
+            pd.read_parquet(store.folder(kind, k) / f"{table}.parquet").assign(**{key: k})
+            for k in done[key].drop_duplicates()
+        ]
         if not found:
             raise UserError(f"{path}: no run is complete; `retention status` tells what is left")
         return pd.concat(found, ignore_index=True)

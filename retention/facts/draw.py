@@ -53,7 +53,9 @@ def draw(pool: FactPool, want: FactsPart, seed: int, known: Known, rival: Rival)
     asked: list[tuple[Fact, str, str, str | None, str | None]] = []
     asked += [(e.fact, "edited", e.target, e.fact.target or None, None) for e in edits]
     # A control of an injection has no old object: it is asked for the one that was not written.
-    asked += [(e.fact, "control", e.fact.target or e.target, e.target if e.fact.target else None, None) for e in controls]
+    asked += [
+        (e.fact, "control", e.fact.target or e.target, e.target if e.fact.target else None, None) for e in controls
+    ]
 
     taken = {e.fact.id for e in (*edits, *controls)}
     for edit in edits:
