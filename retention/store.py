@@ -287,7 +287,7 @@ def load(
     connection = duckdb.connect()
     connection.execute("SET preserve_insertion_order = true")
     # Settings that a grid varies besides the parts (tune.steps, say) are columns of their own.
-    axes = [n for n in done.columns if n not in ("run_id", "edit_id", "base_id", "study", "complete", *CELL)]
+    axes = [n for n in done.columns if n not in ("run_id", "edit_id", "base_id", "only", "study", "complete", *CELL)]
     connection.register("cells", done[["run_id", "edit_id", "base_id", *CELL, *axes]])
     measured = [n for n in ROWS.names if n not in ("run_id", "edit_id", "base_id", *CELL)]
     columns = ", ".join(f'r."{n}"' if n in measured else f'c."{n}"' for n in (*ROWS.names, *axes))
