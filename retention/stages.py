@@ -76,8 +76,11 @@ class Bench:
 # ------------------------------------------------------------------------------------------------ keys
 
 
+_version = lru_cache(importlib.metadata.version)
+
+
 def _versions(*names: str) -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in names}
+    return {name: _version(name) for name in names}
 
 
 @lru_cache(maxsize=256)
