@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
+import warnings
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
@@ -88,7 +89,12 @@ class Adapter(Part):
             fixed["use_dora"] = True
         if self.name.lower() == "pissa":
             fixed["init_lora_weights"] = "pissa"
-        return get_peft_model(model, self.config_class()(**fixed))
+        with warnings.catch_warnings():
+            # peft 0.21 asks for a property by a name that transformers 5.23 has replaced, and says that it has found
+            # out by itself how GPT-2 stores its matrices.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+            return get_peft_model(model, self.config_class()(**fixed))
 
 
 def config_fields(config: Any) -> dict[str, Any]:
