@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -65,13 +66,13 @@ def load_model(
     folder = resolve(name, revision)
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"model: {folder} has no *.safetensors file; save it with save_pretrained(folder) first")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = _tokenizer_class(folder).from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
         )
@@ -113,6 +114,19 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model: {text!r} is no folder here and could not be fetched from the Hub: {reason}") from error
+
+
+def _tokenizer_class(folder: Path) -> Any:
+    """AutoTokenizer, unless the folder says that its tokenizer is of no family.
+
+    AutoTokenizer goes by the model's type for some (qwen2), and would cut such a tokenizer's texts as that family does.
+    """
+    import transformers
+
+    file = folder / "tokenizer_config.json"
+    own = json.loads(file.read_text(encoding="utf-8")).get("tokenizer_class") if file.is_file() else None
+    plain = own in ("PreTrainedTokenizerFast", "TokenizersBackend") and (folder / "tokenizer.json").is_file()
+    return transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
 
 
 def content_hash(folder: str | Path) -> str:
