@@ -148,11 +148,13 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match="rehearsal draws from the corpus"):
         edit(rehearsal=4)
     with pytest.raises(UserError, match="does not adapt weight matrices"):
-        edit(method="prompt_tuning")
+        edit(method="xlora")
     with pytest.raises(UserError, match="peft refuses"):
         edit(method="oft")
     with pytest.raises(ValidationError, match="did you mean 'dora'"):
         Lora(method="dorra")
+    with pytest.raises(ValidationError, match="soft prompt"):
+        Lora(method="prompt_tuning")
     with pytest.raises(ValidationError, match="use_rslora"):
         Lora(method_options={"use_rslor": True})
     with pytest.raises(ValidationError, match="rank"):
