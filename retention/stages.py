@@ -331,8 +331,9 @@ def tune(run: Run, bench: Bench) -> None:
         found = [("task_loss", task.loss, task.n_tokens), ("task_accuracy", task.accuracy, task.n_rows)]
         scores.extend(
             {"run_id": key, "step": step, "tokens_seen": tokens_seen, "score": name, "value": value, "n": n}
+            | {"state": task.state}
             for name, value, n in found
-            if value is not None
+            if value is not None or task.state != "ok"  # plain text has no accuracy
         )
 
     score_task(STEP_BASE, 0, None)

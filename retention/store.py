@@ -76,6 +76,7 @@ SCORES = pa.schema(
         ("score", _name),
         ("value", pa.float64()),
         ("n", pa.int32()),
+        ("state", _name),
     ]
 )
 
