@@ -1,4 +1,4 @@
-"""The command line: plan, run, status, pretrain, schema. Knows nothing of how a stage works.
+"""The command line. Knows nothing of how a stage works.
 
 Exit codes: 0 done; 1 a failure of ours, with its traceback; 2 what the user wrote cannot be run, in one clear message.
 """
@@ -108,6 +108,93 @@ def pretrain(
             facts, text, out, progress=lambda done, total: progress(f"pretraining {out}", done, total)
         )
     print(json.dumps(report, indent=1))
+
+
+@app.command()
+def edit(
+    model: Annotated[str, typer.Argument(help="a model folder, or a Hub name")],
+    edits: Annotated[Path, typer.Option("--edits", help="CounterFact (nested, flat), zsRE or plain JSON lines")],
+    out: Annotated[
+        Path, typer.Option("--out", help="folder of the edited model, or with --delta the file of the update")
+    ],
+    editor: Annotated[str, typer.Option("--editor", help="a name, or a mapping: '{name: rome, layer: 5}'")] = "memit",
+    delta: Annotated[bool, typer.Option("--delta", help="write the update alone, as safetensors")] = False,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="of the written weights: float32, bfloat16, float16")
+    ] = "float32",
+    corpus: Annotated[Path | None, typer.Option("--corpus", help="text file for the covariance of keys")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="write the first so many edits only")] = None,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+) -> None:
+    """Write the edits of a file into a model, all at once, and save it as an ordinary Hugging Face folder."""
+    from retention.models import DTYPES
+    from retention.outside import edit_model
+
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    report = edit_model(model, editor, edits, out, delta_only=delta, dtype=dtype, corpus=corpus, seed=seed, limit=limit)
+    if report.get("lost", 0.0) > 0.01:
+        print(
+            f"warning: in {dtype} the folder loses {report['lost']:.0%} of the edit's norm, and "
+            f"{report['unmoved']:.0%} of the weights it was to move stay as they were; --dtype float32 keeps all of it",
+            file=sys.stderr,
+        )
+    print(json.dumps(report, indent=1))
+
+
+@app.command()
+def apply(
+    delta: Annotated[Path, typer.Argument(help="an update, as `retention edit --delta` or a study wrote it")],
+    model: Annotated[str, typer.Argument(help="the model folder, or Hub name, that it was made for")],
+    out: Annotated[Path, typer.Option("--out", help="folder of the edited model")],
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="of the written weights: float32, bfloat16, float16")
+    ] = "float32",
+) -> None:
+    """Put a stored update into a model."""
+    from retention.deltas import load_delta, write_edited
+    from retention.models import DTYPES, load_model
+
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    update, soft_prompt = load_delta(delta)
+    if soft_prompt is not None:
+        raise UserError(f"{delta}: holds a soft prompt, which no weights can hold")
+    print(json.dumps(write_edited(load_model(model), update, out, dtype), indent=1))
+
+
+@app.command()
+def revert(
+    model: Annotated[Path, typer.Argument(help="a folder written by `retention edit` or `retention apply`")],
+    out: Annotated[Path, typer.Option("--out", help="folder of the model without the edit")],
+) -> None:
+    """Take an edit out of a model again, bit for bit."""
+    from retention.deltas import revert as take_out
+
+    take_out(model, out)
+    print(f"model: {out}")
+
+
+@app.command()
+def probe(
+    model: Annotated[str, typer.Argument(help="a model folder, or a Hub name")],
+    facts: Annotated[Path, typer.Option("--facts", help="CounterFact (nested, flat), zsRE or plain JSON lines")],
+    out: Annotated[Path, typer.Option("--out", help="parquet file for the rows; the questions go beside it")],
+    generate: Annotated[bool, typer.Option(help="also read greedy answers")] = True,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="read the first so many edits and facts only")
+    ] = None,
+) -> None:
+    """Read any model, edited or fine-tuned elsewhere, into the same rows as a study's."""
+    from retention.outside import probe_model
+
+    pairs = probe_model(model, facts, out, generate=generate, limit=limit)
+    tally: dict[tuple[str, str], list[bool]] = {}
+    for question, reading in pairs:
+        tally.setdefault((question.group, question.form), []).append(bool(reading.all_correct))
+    for (group, form), right in tally.items():
+        print(f"{group:12} {form:10} {sum(right) / len(right):.3f} right of {len(right)}")
+    print(f"rows: {out}")
 
 
 @app.command()

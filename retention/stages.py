@@ -20,11 +20,11 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from retention import tune as tuning
 from retention.data import files_of, rows_of
+from retention.deltas import load_delta, save_delta
 from retention.facts import pool_of
 from retention.facts.draw import Draw, draw
 from retention.mitigations.freeze import Freeze, freeze
@@ -44,7 +44,6 @@ from retention.types import (
     Edit,
     EditResult,
     Fact,
-    LowRank,
     Question,
     Reading,
     UserError,
@@ -476,29 +475,3 @@ def read_draw(bench: Bench, run: Run, loaded: Loaded) -> Draw:
             q for q in questions if (q.edit_of or mine) == mine and not (q.group == "edited" and q.fact_id in others)
         ]
     return Draw(edits=tuple(edits), facts=facts, questions=tuple(questions), dropped={})
-
-
-def save_delta(path: Path, delta: Delta, soft_prompt: Tensor | None = None) -> None:
-    """Factors as `<parameter>:left` and `<parameter>:right`, dense updates under the parameter's own name; float32.
-
-    A soft prompt, which is no change of weights, is `:soft_prompt`.
-    """
-    tensors = {} if soft_prompt is None else {":soft_prompt": soft_prompt}
-    for name, update in delta.updates.items():
-        if isinstance(update, LowRank):
-            tensors[f"{name}:left"], tensors[f"{name}:right"] = update.left, update.right
-        else:
-            tensors[name] = update
-    plain = {name: tensor.detach().cpu().float().contiguous() for name, tensor in tensors.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(plain, temporary, {"format": "retention-delta"})
-    os.replace(temporary, path)
-
-
-def load_delta(path: Path) -> tuple[Delta, Tensor | None]:
-    """What `save_delta` wrote."""
-    tensors = load_file(path)
-    updates: dict[str, Any] = {n: t for n, t in tensors.items() if ":" not in n}
-    for name in sorted(n.removesuffix(":left") for n in tensors if n.endswith(":left")):
-        updates[name] = LowRank(tensors[f"{name}:left"], tensors[f"{name}:right"])
-    return Delta(updates), tensors.get(":soft_prompt")

@@ -85,7 +85,7 @@ SCORES = pa.schema(
 class Keys:
     """The columns that are the same in all rows of one file. None: the row is shared by many (steps -1 and 0)."""
 
-    base_id: str
+    base_id: str | None
     edit_id: str | None = None
     run_id: str | None = None
     model_id: str
@@ -94,7 +94,7 @@ class Keys:
     adapter: str | None = None
     mitigations: str | None = None
     seed: int | None = None
-    facts_seed: int
+    facts_seed: int | None
 
 
 class Store:

@@ -364,7 +364,7 @@ def _grid_problems(grid: Any) -> Iterator[str]:
     for key, values in grid.items():
         top = str(key).split(".")[0]
         if top not in Settings.model_fields:
-            yield f"grid.{key}: unknown setting{_nearest(top, Settings.model_fields)}"
+            yield f"grid.{key}: unknown setting{nearest(top, Settings.model_fields)}"
         if not isinstance(values, list) or not values:
             yield f"grid.{key}: expected a list of one or more values, got {values!r}"
 
@@ -405,10 +405,10 @@ def _explain(error: ValidationError, index: Mapping[str, int], settings: Mapping
         path = _path(loc, index)
         if kind == "extra_forbidden":
             owner = _owner(loc[:-1], settings)
-            yield f"{path}: unknown key" + (_nearest(str(loc[-1]), owner.model_fields) if owner is not None else "")
+            yield f"{path}: unknown key" + (nearest(str(loc[-1]), owner.model_fields) if owner is not None else "")
         elif kind == "union_tag_invalid":
             expected = [e.strip().strip("'") for e in context["expected_tags"].split(",")]
-            yield f"{path}: unknown name {context['tag']!r}{_nearest(context['tag'], expected)}"
+            yield f"{path}: unknown name {context['tag']!r}{nearest(context['tag'], expected)}"
         elif kind == "union_tag_not_found":
             yield f"{path}: expected a name, or a mapping with a `name`"
         elif kind == "missing":
@@ -485,7 +485,13 @@ def _names(part: type[BaseModel]) -> tuple[str, ...]:
     return get_args(part.model_fields["name"].annotation) if "name" in part.model_fields else ()
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
+def part_fields(union: Any, name: str) -> list[str]:
+    """The settings of the part of that name in a union."""
+    return next((list(part.model_fields) for part in _parts(union) if name in _names(part)), [])
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What to type instead of an unknown word, as the end of a sentence."""
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"

@@ -1,0 +1,214 @@
+"""Edits and probes outside a study: edit a model folder, read any model, read inside a training run of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from transformers import TrainerCallback
+
+from retention.deltas import save_delta, write_edited
+from retention.editors import AnyEditor
+from retention.facts.files import read_pool
+from retention.models import anatomy, load_model
+from retention.probes import Generate, Score, read_all
+from retention.probes.rivals import rivals
+from retention.soft_prompt import prompted
+from retention.stages import QUESTIONS, default_cache
+from retention.store import Keys, write_readings, write_table
+from retention.study import nearest, part_fields
+from retention.types import FactPool, Question, Reading, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+def editor_of(text: str) -> Any:
+    """An editor from its name, or from a YAML mapping such as `{name: rome, layer: 5}`. Raises UserError."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        raise UserError(f"--editor: expected a name or a mapping like '{{name: rome, layer: 5}}', got {text!r}")
+    try:
+        return TypeAdapter(AnyEditor).validate_python(value)
+    except ValidationError as error:
+        item = error.errors(include_url=False)[0]
+        if item["type"] == "union_tag_invalid":
+            known = [e.strip().strip("'") for e in item["ctx"]["expected_tags"].split(",")]
+            raise UserError(f"--editor: unknown name {value['name']!r}{nearest(value['name'], known)}") from None
+        where = ".".join(str(step) for step in item["loc"][1:])
+        if item["type"] == "extra_forbidden":
+            known = part_fields(AnyEditor, value["name"])
+            raise UserError(f"--editor: {value['name']} has no setting {where!r}{nearest(where, known)}") from None
+        raise UserError(f"--editor: {where}: {item['msg']}, got {item['input']!r}") from None
+
+
+def edit_model(
+    name: str,
+    editor: str,
+    edits: Path,
+    out: Path,
+    *,
+    delta_only: bool = False,
+    dtype: str = "float32",
+    corpus: Path | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Write the edits of a file into a model, and the edited folder (or the update alone) to `out`; returns a report.
+
+    All edits of the file, or its first `limit`, at once. `corpus`: a text file for the covariance of keys. Everything
+    that can be wrong with the edits is said before the model is loaded.
+    """
+    chosen, pool = editor_of(editor), read_pool(edits)
+    wanted = list(pool.edits[:limit])
+    if not wanted:
+        raise UserError(f"{edits}: holds no edit: no record has a new target (target_new)")
+    if out.exists():
+        raise UserError(f"{out}: exists already; give --out a new name")
+    if corpus is not None and not corpus.is_file():
+        raise UserError(f"--corpus: no such file: {corpus}")
+    loaded = load_model(name)
+    layers = anatomy(loaded.model).check
+    for layer in (getattr(chosen, "layer", None), *(getattr(chosen, "layers", None) or ())):
+        if layer is not None:
+            layers(layer)
+    lines = loaded.corpus if corpus is None else tuple(t for t in corpus.read_text("utf-8").splitlines() if t.strip())
+    result = chosen.edit(loaded.model, loaded.tokenizer, wanted, seed=seed, corpus=lines, cache=default_cache())
+    report: dict[str, Any] = {"editor": getattr(chosen, "label", chosen.name), "edits": len(wanted)}
+    report |= {"seconds": round(result.seconds, 2), "update_norm": result.delta.norm()}
+    if delta_only or result.soft_prompt is not None:
+        if not delta_only:
+            raise UserError(f"{chosen.name} changes no weight: there is no edited folder to write; use --delta")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_delta(out, result.delta, result.soft_prompt)
+    else:
+        report |= write_edited(loaded, result.delta, out, dtype)
+    with result.delta.applied(loaded.model), prompted(loaded.model, result.soft_prompt) as reader:
+        asked = [
+            Question(
+                fact_id=e.fact.id,
+                group="edited",
+                form="direct",
+                text=e.fact.text(),
+                answer=e.target,
+                foil=e.fact.target or None,
+            )
+            for e in wanted
+        ]
+        readings = Score().read(reader, loaded.tokenizer, asked, 0)
+    report["efficacy"] = sum(bool(r.all_correct) for r in readings) / len(readings)
+    return report
+
+
+def questions_of(pool: FactPool, limit: int | None = None) -> list[Question]:
+    """All that a file asks: the new target of edits, the old one as foil; of their neighbors and other facts the object."""
+    edits = pool.edits[:limit]
+    edited = {e.fact.id for e in pool.edits}
+    asked: list[tuple[Any, str, str, str | None, str | None]] = []
+    asked += [(e.fact, "edited", e.target, e.fact.target or None, None) for e in edits]
+    for e in edits:
+        asked += [(f, "neighbor", f.target, e.target, e.fact.id) for f in pool.neighborhood.get(e.fact.id, ())]
+    asked += [(f, "intrinsic", f.target, None, None) for f in [f for f in pool.facts if f.id not in edited][:limit]]
+    found: dict[str, Question] = {}
+    for fact, group, answer, foil, edit_of in asked:
+        forms = [("direct", fact.prompt), *(("paraphrase", p) for p in fact.paraphrases if group != "neighbor")]
+        for form, phrasing in forms:
+            question = Question(
+                fact_id=fact.id,
+                group=group,
+                form=form,
+                text=fact.text(phrasing),
+                answer=answer,
+                foil=foil,
+                edit_of=edit_of,
+            )
+            found[question.id] = question
+    return list(found.values())
+
+
+def probe_model(
+    name: str, facts: Path, out: Path, *, generate: bool = True, limit: int | None = None
+) -> list[tuple[Question, Reading]]:
+    """Read any model, edited or fine-tuned elsewhere, into probe rows at `out`; the questions go beside it.
+
+    The rows have the columns of a study's; what a model read alone has not (run, editor, seeds) is null, the step is 0.
+    """
+    pool = read_pool(facts)
+    if not questions_of(pool, limit):
+        raise UserError(f"{facts}: holds no fact to ask for")
+    loaded = load_model(name)
+    asked = _with_rivals(questions_of(pool, limit), pool, loaded.model, loaded.tokenizer)
+    probes: list[Any] = [Score(), Generate()] if generate else [Score()]
+    pairs = list(zip(asked, read_all(probes, loaded.model, loaded.tokenizer, asked, 0), strict=True))
+    _write(out, pairs, loaded.content[:16], 0, 0)
+    return pairs
+
+
+def _with_rivals(
+    asked: Sequence[Question], pool: FactPool, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> list[Question]:
+    """The questions, with the strongest rival object as foil where they have none."""
+    relation = {f.id: f.relation for f in pool.facts} | {e.fact.id: e.fact.relation for e in pool.edits}
+    bare = [q for q in asked if q.foil is None]
+    found = rivals(
+        model, tokenizer, [(q.text, q.answer, pool.objects.get(relation.get(q.fact_id, ""), ())) for q in bare]
+    )
+    foils = {q.id: foil for q, foil in zip(bare, found, strict=True)}
+    return [replace(q, foil=foils[q.id]) if q.foil is None else q for q in asked]
+
+
+def _write(
+    out: Path, pairs: Sequence[tuple[Question, Reading]], model_id: str, tokens_seen: int, edits: int, **keys: Any
+) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    same = Keys(base_id=None, model_id=model_id, facts_seed=None, **keys)
+    write_readings(out, same, pairs, tokens_seen, edits)
+    rows: list[Mapping[str, Any]] = [
+        {"question_id": q.id, **{n: getattr(q, n) for n in QUESTIONS.names if n != "question_id"}} for q, _ in pairs
+    ]
+    write_table(out.with_name(f"{out.stem}-questions.parquet"), pa.Table.from_pylist(list(rows), schema=QUESTIONS))
+
+
+class ProbeCallback(TrainerCallback):
+    """Our probes inside a transformers or trl training run that is not ours.
+
+    Reads the questions before training (step 0) and after each step in `at`, into `folder`/probes-<step>.parquet.
+    Training goes on exactly as it would without.
+    """
+
+    def __init__(
+        self, facts: str | Path, tokenizer: PreTrainedTokenizerFast, folder: str | Path, at: Sequence[int],
+        *, generate: bool = False, limit: int | None = None,
+    ) -> None:  # fmt: skip
+        self.pool, self.tokenizer, self.folder = read_pool(facts), tokenizer, Path(folder)
+        self.at, self.limit = set(at), limit
+        self.probes: list[Any] = [Score(), Generate()] if generate else [Score()]
+        self.asked: list[Question] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self._read(kwargs["model"], state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step in self.at:
+            self._read(kwargs["model"], state)
+
+    def _read(self, model: Any, state: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        if not self.asked:
+            self.asked = _with_rivals(questions_of(self.pool, self.limit), self.pool, model, self.tokenizer)
+        step = int(state.global_step)
+        readings = read_all(self.probes, model, self.tokenizer, self.asked, step)
+        pairs = list(zip(self.asked, readings, strict=True))
+        _write(self.folder / f"probes-{step:06d}.parquet", pairs, "own-run", int(state.num_input_tokens_seen), 0)
