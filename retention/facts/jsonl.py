@@ -57,7 +57,7 @@ class JsonLines(FactsPart):
             new = record.optional_text("target_new")
             if new is not None:
                 different(record, fact.target, new)
-                edits.append(Edit(fact=fact, target=new, prompts=(fact.prompt, *fact.phrasings)))
+                edits.append(Edit(fact=fact, target=new, prompts=(fact.prompt,)))
                 objects[fact.relation][new] = None
         return FactPool(
             facts=tuple(facts),

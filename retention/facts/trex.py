@@ -87,7 +87,7 @@ class TRex(FactsPart):
                 facts.append(fact)
                 others = [o for o in objects[relation] if o != triple.object]
                 if others:
-                    edits.append(Edit(fact=fact, target=rng.choice(others), prompts=(fact.prompt, *fact.phrasings)))
+                    edits.append(Edit(fact=fact, target=rng.choice(others), prompts=(fact.prompt,)))
         return FactPool(
             facts=tuple(facts),
             edits=tuple(edits),

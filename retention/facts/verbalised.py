@@ -267,6 +267,5 @@ class _Build:
                 continue
             others = [r for r in self.phrasings if r not in of[fact.subject]]
             anchors = [rng.choice(self.phrasings[r]) for r in rng.sample(others, min(self.source.anchors, len(others)))]
-            prompts = (fact.prompt, *fact.phrasings)
-            edits.append(Edit(fact=fact, target=case.new, prompts=prompts, anchors=tuple(anchors)))
+            edits.append(Edit(fact=fact, target=case.new, prompts=(fact.prompt,), anchors=tuple(anchors)))
         return edits

@@ -41,8 +41,9 @@ def test_the_full_record(write):
     found = pool(write([full]))
     (edit,) = found.edits
     assert edit.target == "Rome"
-    assert edit.prompts == ("{} was born in", "{}'s birthplace is")
+    assert edit.prompts == ("{} was born in",)
     fact = edit.fact
+    assert (fact.prompt, fact.phrasings) == ("{} was born in", ("{}'s birthplace is",))
     assert (fact.id, fact.exposures, fact.tags, fact.paraphrases) == ("ann", 12, {"full"}, ("{} comes from",))
     assert [f.text() for f in found.neighborhood["ann"]] == ["Bob was born in", "Where is Cid from?"]
     assert found.objects == {"born in": ("Oslo", "Rome")}
