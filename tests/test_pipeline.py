@@ -1,0 +1,341 @@
+"""A study from one end to the other: the rows it leaves, that they are the same anywhere and after any interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+import retention
+from retention import stages
+from retention.store import KINDS, ROWS, SCHEMA, SCORES
+from retention.study import Study
+from retention.types import UserError
+from tests.small_study import FACTS, ROME, document, one
+
+ROOT = Path(__file__).resolve().parents[1]
+AT = (1, 2, 4)
+MEASURES = ["logp_target", "n_target_tokens", "target_rank", "first_correct", "all_correct"]
+FOIL = ["logp_foil", "n_foil_tokens", "prefers_target"]
+SAID = ["generated", "gen_exact", "gen_contains"]
+
+
+@pytest.fixture(scope="module")
+def rows(finished: Path) -> pd.DataFrame:
+    return retention.load(finished / "small")
+
+
+def files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()
+    }
+
+
+# ------------------------------------------------------------------------------------------------ what is there
+
+
+def test_the_layout_is_the_documented_one(finished):
+    assert sorted(p.name for p in finished.iterdir()) == ["bases", "edits", "runs", "small", "store.json"]
+    assert [len(list((finished / kind).iterdir())) for kind in KINDS] == [1, 2, 4]
+    (base,) = (finished / "bases").iterdir()
+    assert {p.name for p in base.iterdir()} == {
+        *("base.json", "facts.parquet", "questions.parquet", "edits.json", "probes--00001.parquet", "complete.json"),
+    }
+    for folder in (finished / "edits").iterdir():
+        assert {p.name for p in folder.iterdir()} == {
+            *("edit.json", "delta.safetensors", "edits.parquet", "probes-000000.parquet", "complete.json"),
+        }
+    for folder in (finished / "runs").iterdir():
+        probes = {f"probes-{step:06d}.parquet" for step in AT}
+        assert {p.name for p in folder.iterdir()} == {
+            *("run.json", "scores.parquet", "training.parquet", "complete.json", *probes),
+        }
+    text = (ROOT / "results" / "README.md").read_text()
+    for name in {re.sub(r"\d{2,}", "*", p.name) for p in finished.rglob("*") if p.is_file()}:
+        assert name in re.sub(r"\d{2,}", "*", text), f"results/README.md does not tell of {name}"
+
+
+def test_every_file_of_rows_has_the_schema(finished):
+    found = list(finished.glob("*/*/probes-*.parquet"))
+    assert len(found) == 1 + 2 + 4 * len(AT)
+    for path in found:
+        schema = pq.read_schema(path)
+        assert schema.equals(ROWS)
+        assert schema.metadata[b"retention_schema"] == str(SCHEMA).encode()
+    assert all(pq.read_schema(path).equals(SCORES) for path in finished.glob("runs/*/scores.parquet"))
+
+
+def test_the_readme_of_results_tells_every_column_with_its_type(finished, rows):
+    text = (ROOT / "results" / "README.md").read_text()
+    assert f"(schema {SCHEMA})" in text
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    table = [(line[0], line[1]) for line in lines if len(line) == 4 and line[0] not in ("column", "---")]
+    assert all(line[3] for line in lines if len(line) == 4)
+    kinds = {"dictionary<string>": "dictionary<values=string, indices=int32, ordered=0>"}
+    names = {"float": "float32", "double": "float64"}
+    assert [(n, kinds.get(k, k)) for n, k in table] == [(f.name, names.get(str(f.type), str(f.type))) for f in ROWS]
+    assert list(rows.columns) == ROWS.names
+    for name in ("scores", "facts", "questions", "runs"):
+        columns = retention.load(finished, name).columns  # type: ignore[arg-type]
+        (line,) = re.findall(rf'^\| `load\(path, "{name}"\)` .*$', text, re.MULTILINE)
+        assert [c for c in columns if c not in line] == [], name
+
+
+def test_columns_are_read_back_in_their_types(rows):
+    told = {"int16", "int32", "int64", "bool", "float"}
+    for field in ROWS:
+        if str(field.type) in told:
+            assert str(rows[field.name].dtype) == str(field.type).replace("float", "float32"), field.name
+
+
+def test_one_row_a_question_step_and_run(rows, finished):
+    questions = retention.load(finished / "small", "questions")
+    assert not rows.duplicated(["run_id", "step", "question_id"]).any()
+    assert len(rows) == len(questions) * 4 * (2 + len(AT))
+    for _, run in rows.groupby("run_id", observed=True):
+        assert sorted(run["step"].unique()) == [-1, 0, *AT]
+        assert (run.groupby("step").size() == len(questions)).all()
+    joined = rows.merge(questions, on=["base_id", "question_id"], suffixes=("", "_asked"))
+    assert len(joined) == len(rows)
+    assert (joined["group"].astype(str) == joined["group_asked"]).all()
+    assert (joined["fact_id"] == joined["fact_id_asked"]).all()
+
+
+def test_groups_and_forms(finished):
+    asked = retention.load(finished, "questions")
+    facts = retention.load(finished, "facts").set_index("fact_id")
+    counts = asked.groupby(["group", "form"]).size().to_dict()
+    assert {group for group, _ in counts} == {"edited", "intrinsic", "control", "neighbor", "same_subject"}
+    for group, n in (("edited", 4), ("intrinsic", 8), ("control", 2)):
+        assert counts[group, "direct"] == counts[group, "paraphrase"] == n
+    assert {form for group, form in counts if group in ("neighbor", "same_subject")} == {"direct"}
+    for question in asked.itertuples():
+        fact = facts.loc[question.fact_id]
+        assert question.answer == (fact["new_target"] if question.group == "edited" else fact["target"])
+        assert question.foil != question.answer
+        if question.group == "edited":
+            assert question.foil == fact["target"]
+        if question.form == "direct":
+            assert question.text == fact["prompt"].replace("{}", fact["subject"])
+        else:
+            assert question.text in [p.replace("{}", fact["subject"]) for p in fact["paraphrases"]]
+        if question.group in ("neighbor", "same_subject"):
+            edit = facts.loc[question.edit_of]
+            same = question.group == "same_subject"
+            assert (fact["subject"] == edit["subject"]) == same
+            assert (fact["relation"] == edit["relation"]) == (not same)
+            assert same or fact["target"] == edit["target"]
+    subjects = {g: {facts.loc[i]["subject"] for i in part["fact_id"]} for g, part in asked.groupby("group")}
+    assert not subjects["edited"] & (subjects["intrinsic"] | subjects["control"] | subjects["neighbor"])
+
+
+def test_no_measure_is_missing_without_a_state(rows, finished):
+    assert (rows["state"] == "ok").all()
+    assert not rows[[*MEASURES, *SAID]].isna().any().any()
+    foils = retention.load(finished, "questions").set_index("question_id")["foil"]
+    for name in FOIL:
+        assert (rows[name].isna() == foils.loc[rows["question_id"]].isna().to_numpy()).all()
+    assert (rows["logp_target"] <= 0).all()
+    assert (rows["target_rank"] >= 1).all()
+    assert ((rows["target_rank"] == 1) == rows["first_correct"]).all()
+    assert not (rows["all_correct"] & ~rows["first_correct"]).any()
+
+
+def test_intrinsic_facts_are_known_and_edits_are_written(rows):
+    direct = rows[rows["form"] == "direct"]
+
+    def right(editor: str, group: str, step: int) -> float:
+        part = direct[(direct["editor"] == editor) & (direct["group"] == group) & (direct["step"] == step)]
+        return float(part["all_correct"].mean())
+
+    assert right("rome", "intrinsic", -1) == right("identity", "intrinsic", 0) == 1.0
+    assert right("rome", "edited", -1) == 0.0
+    assert right("rome", "edited", 0) >= 0.75
+    applied = rows.groupby(["editor", "step"], observed=True)["edits_applied"].unique().map(tuple)
+    assert applied["identity", 0] == applied["rome", -1] == (0,)
+    assert applied["rome", 0] == applied["rome", 4] == (4,)
+
+
+def test_what_the_unedited_model_says_at_step_0_is_what_the_base_model_says(rows):
+    part = rows[(rows["editor"] == "identity") & (rows["mitigations"] == "none")]
+    columns = ["question_id", *MEASURES, *FOIL, *SAID]
+    base, edited = (part[part["step"] == step][columns].reset_index(drop=True) for step in (-1, 0))
+    pd.testing.assert_frame_equal(base, edited, check_exact=True)
+
+
+def test_runs_share_their_first_readings(rows):
+    columns = ["question_id", *MEASURES, *FOIL, *SAID]
+    first = [r[r["step"] == -1][columns].reset_index(drop=True) for _, r in rows.groupby("run_id", observed=True)]
+    assert len(first) == 4
+    for other in first[1:]:
+        pd.testing.assert_frame_equal(first[0], other, check_exact=True)
+    for _, part in rows[rows["step"] == 0].groupby("editor", observed=True):
+        by_run = [r[columns].reset_index(drop=True) for _, r in part.groupby("run_id", observed=True)]
+        pd.testing.assert_frame_equal(by_run[0], by_run[1], check_exact=True)
+    last = rows[rows["step"] == 4].set_index(["run_id", "question_id"])["logp_target"].unstack("run_id")
+    assert last.T.drop_duplicates().shape[0] == 3  # identity has no edited layer to freeze; all else differs
+
+
+def test_the_task_is_scored_at_every_step(finished):
+    scores = retention.load(finished, "scores")
+    assert set(scores["score"]) == {"task_loss", "task_accuracy"}
+    assert (scores.groupby(["run_id", "score"])["step"].apply(list).map(tuple) == (-1, 0, *AT)).all()
+    assert not scores["value"].isna().any()
+    assert (scores["state"] == "ok").all()
+    loss = scores[scores["score"] == "task_loss"].set_index(["run_id", "step"])["value"].unstack()
+    assert (loss[4] < loss[0]).all()  # the fine-tune does something
+    tokens = scores.groupby(["run_id", "step"])["tokens_seen"].first().unstack()
+    assert (tokens[0] == 0).all()
+    assert tokens[list(AT)].diff(axis=1).iloc[:, 1:].gt(0).all().all()
+
+
+def test_a_run_records_its_settings_and_what_moved(finished):
+    study = Study.of(document(), name="small")
+    for run in study.runs:
+        record = json.loads((finished / "runs" / stages.run_id(run) / "run.json").read_text())
+        assert record["settings"] == run.dump()
+        assert record["edit_id"] == stages.edit_id(run)
+        assert {"torch", "transformers", "trl", "peft", "python", "retention"} <= set(record["versions"])
+        frozen = record["training"]["frozen"]
+        held = run.names == {**run.names, "editor": "rome", "mitigations": "freeze"}
+        assert bool(frozen) == held
+        assert all("layers.0." in name for name in frozen)
+    assert yaml.safe_load((finished / "small" / "study.yaml").read_text()) == document()
+    base = json.loads(next((finished / "bases").glob("*/base.json")).read_text())
+    assert len(base["model_content"]) == 64
+
+
+# ------------------------------------------------------------------------------------------------ again
+
+
+def test_a_second_run_does_nothing(finished, cache, monkeypatch):
+    before = files(finished)
+    monkeypatch.setattr(stages, "load", lambda *_: pytest.fail("a model was loaded"))
+    started = time.process_time()
+    retention.run(Study.of(document(), name="small"), results=finished, cache=cache)
+    assert time.process_time() - started < 2
+    assert files(finished) == before
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import retention, trl, pyarrow.parquet
+from retention import stages
+from retention.study import Study
+
+document, results, cache = json.loads(sys.argv[1]), *sys.argv[2:]
+write = stages.write_readings
+
+def told(name):
+    def write_and_die(path, *args, **kwargs):
+        write(path, *args, **kwargs)
+        if path.name == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return write_and_die
+
+for name in ("probes--00001.parquet", "probes-000000.parquet", "probes-000002.parquet"):
+    child = os.fork()  # nothing has computed here yet, so the child is as good as a process of its own
+    if child == 0:
+        stages.write_readings = told(name)
+        retention.run(Study.of(document, name="small"), results=results, cache=cache)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    complete = {kind: len(list(Path(results).glob(f"{kind}/*/complete.json"))) for kind in ("bases", "edits", "runs")}
+    print(json.dumps({"signal": os.WTERMSIG(status), **complete}))
+"""
+
+
+def test_killed_in_any_stage_and_run_again_the_rows_are_the_same(rows, finished, cache, tmp_path):
+    """Killed before a base, an edit and a run are complete; the rest is done in this process, in another folder."""
+    results = tmp_path / "elsewhere"
+    grid = {"editor": [ROME], "mitigations": [[]]}
+    out = subprocess.run(
+        [sys.executable, "-c", KILLED, json.dumps(document(grid=grid)), str(results), str(cache)],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert out.returncode == 0, out.stderr[-2000:]
+    assert [json.loads(line) for line in out.stdout.splitlines()] == [
+        {"signal": signal.SIGKILL, "bases": 0, "edits": 0, "runs": 0},
+        {"signal": signal.SIGKILL, "bases": 1, "edits": 0, "runs": 0},
+        {"signal": signal.SIGKILL, "bases": 1, "edits": 1, "runs": 0},
+    ]
+    with pytest.raises(UserError, match="no run is complete"):
+        retention.load(results / "small")
+    retention.run(Study.of(document(grid=grid), name="small"), results=results, cache=cache)
+    same = rows[(rows["editor"] == "rome") & (rows["mitigations"] == "none")].reset_index(drop=True)
+    again = retention.load(results / "small")
+    pd.testing.assert_frame_equal(_plain(again), _plain(same), check_exact=True)
+    scores = retention.load(finished, "scores")
+    scores = scores[scores["run_id"].isin(set(again["run_id"]))]
+    pd.testing.assert_frame_equal(_plain(retention.load(results, "scores")), _plain(scores), check_exact=True)
+    assert not [p for p in results.rglob(".*") if p.is_file()]  # nothing of the killed attempts is left
+
+
+def _plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """Categories as texts: their order of appearance is not a result."""
+    frame = frame.reset_index(drop=True)
+    texts = [name for name in frame if frame[name].dtype == "category"]
+    return frame.astype(dict.fromkeys(texts, str))
+
+
+def test_a_study_that_grows_reuses_what_is_there(finished, cache, tmp_path):
+    results = tmp_path / "copy"
+    shutil.copytree(finished, results)
+    stages_done: list[str] = []
+
+    class Progress:
+        def stage(self, what: str, index: int, total: int) -> None:
+            stages_done.append(what.split()[0])
+
+        def __call__(self, what: str, done: int, total: int) -> None:
+            pass
+
+    more = Study.of(document(grid={"editor": [ROME], "objective": ["sft", "clm"]}), name="more")
+    retention.run(more, results=results, cache=cache, progress=Progress())  # type: ignore[arg-type]
+    assert stages_done == ["tune"]
+    assert set(retention.load(results / "more")["objective"]) == {"sft", "clm"}
+    assert len(retention.load(results / "small", "runs")) == 4
+    assert retention.load(results)["run_id"].nunique() == 5
+
+
+def test_readings_of_another_model_are_not_mixed(finished, cache, tmp_path, monkeypatch):
+    results = tmp_path / "copy"
+    shutil.copytree(finished, results)
+    (base,) = (results / "bases").iterdir()
+    record = json.loads((base / "base.json").read_text())
+    (base / "base.json").write_text(json.dumps(record | {"model_content": "0" * 64}))
+    more = Study.of(one(editor=ROME | {"layer": 1}), name="more")
+    with pytest.raises(UserError, match="are of a model with other weights"):
+        retention.run(more, results=results, cache=cache)
+
+
+def test_single_and_sequential_edits(cache, tmp_path):
+    facts = FACTS | {"edited": 2, "control": 0, "intrinsic": 3}
+    grid: dict[str, Any] = {"regime": ["single", {"name": "sequential", "size": 1}]}
+    study = Study.of(one(editor=ROME, facts=facts, grid=grid, at=[4]), name="regimes")
+    assert len(study.runs) == 3  # each of the two edits alone, and both one after the other
+    retention.run(study, results=tmp_path / "r", cache=cache)
+    found = retention.load(tmp_path / "r" / "regimes")
+    asked = found[(found["group"] == "edited") & (found["form"] == "direct")].groupby(
+        ["regime", "run_id"], observed=True
+    )
+    assert sorted(asked["fact_id"].nunique()) == [1, 1, 2]
+    assert (found.groupby("run_id", observed=True)["step"].unique().map(len) == 3).all()
+    sequence = retention.load(tmp_path / "r" / "regimes", "sequence")
+    assert sorted(sequence["edits_applied"].unique()) == [1, 2]
+    assert set(found[found["step"] == 0]["edits_applied"]) == {1, 2}
