@@ -1,0 +1,230 @@
+"""The results folder: whole artefacts or none, folders that are not ours, and what is read back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import retention
+from retention.store import CELL, ROWS, SCHEMA, Keys, Store, load, table_of, write_json, write_readings, write_table
+from retention.types import Question, Reading, UserError
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """A finished study that a test may damage."""
+    return Path(shutil.copytree(finished, tmp_path / "results"))
+
+
+# ------------------------------------------------------------------------------------------------ folders
+
+
+def test_a_folder_is_made_and_found_again(tmp_path):
+    root = tmp_path / "a" / "b"
+    with pytest.raises(UserError, match="no results here; `retention run STUDY --results"):
+        Store(root)
+    assert Store.peek(root).root == root
+    assert not root.exists()
+    Store(root, create=True)
+    assert json.loads((root / "store.json").read_text()) == {"format": "retention", "schema": SCHEMA}
+    assert Store(root).root == Store(root, create=True).root == root
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "model.safetensors", "thesis/chapter.tex"])
+@pytest.mark.parametrize("way", ["open", "create", "peek"])
+def test_a_folder_that_belongs_to_something_else_is_refused_and_left(tmp_path, name, way):
+    path = tmp_path / "mine" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("dear to me")
+    with pytest.raises(UserError, match=r"is not a results folder of retention \(it holds '\w+[^)]*'.*--results"):
+        Store.peek(tmp_path / "mine") if way == "peek" else Store(tmp_path / "mine", create=way == "create")
+    assert [p for p in (tmp_path / "mine").rglob("*") if p.is_file()] == [path]
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "results").write_text("")
+    for way in (Store, Store.peek):
+        with pytest.raises(UserError, match="is a file; --results wants a folder"):
+            way(tmp_path / "results")
+
+
+def test_committed_summaries_make_no_folder_foreign(tmp_path):
+    (tmp_path / "README.md").write_text("columns")
+    (tmp_path / "quickstart").mkdir()
+    (tmp_path / "quickstart" / "summary.csv").write_text("")
+    (tmp_path / ".gitignore").write_text("")
+    Store(tmp_path, create=True)
+    assert (tmp_path / "store.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f'{{"format": "retention", "schema": {SCHEMA - 1}}}', f"with schema {SCHEMA - 1}; this version reads schema"),
+        (f'{{"format": "retention", "schema": {SCHEMA + 1}}}', f"with schema {SCHEMA + 1}; this version reads schema"),
+        ("{", "damaged; expected"),
+        ("[]", "damaged; expected"),
+        ("{}", "damaged; expected"),
+    ],
+)
+def test_other_schemas_and_damaged_marks_are_refused(tmp_path, text, said):
+    (tmp_path / "store.json").write_text(text)
+    for way in (Store, Store.peek, load):
+        with pytest.raises(UserError) as caught:
+            way(tmp_path)
+        assert said in str(caught.value)
+        assert str(tmp_path) in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------ publishing
+
+
+def test_publishing_is_all_or_nothing(tmp_path):
+    store = Store(tmp_path, create=True)
+
+    def interrupted() -> None:
+        with store.publishing("edits", "abc") as folder:
+            (folder / "half.txt").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not store.complete("edits", "abc")
+    with store.publishing("edits", "abc") as folder:
+        assert list(folder.iterdir()) == []  # what the interrupted attempt left is gone
+        assert not store.complete("edits", "abc")
+        (folder / "whole.txt").write_text("whole")
+    assert store.complete("edits", "abc")
+    mark = json.loads((tmp_path / "edits" / "abc" / "complete.json").read_text())
+    assert mark == {"schema": SCHEMA, "sha256": {"whole.txt": hashlib.sha256(b"whole").hexdigest()}}
+    assert not store.complete("runs", "abc")
+
+
+def test_files_appear_whole(tmp_path, monkeypatch):
+    path = tmp_path / "rows.parquet"
+    write_table(path, pa.table({"a": [1]}))
+
+    def interrupted(table: pa.Table, where: Path, **_: object) -> None:
+        Path(where).write_bytes(b"PAR1 half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pq, "write_table", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_table(path, pa.table({"a": [2]}))
+    monkeypatch.undo()
+    assert pq.read_table(path).to_pylist() == [{"a": 1}]
+    assert list(tmp_path.glob("*.parquet")) == [path]  # the half one has a name that nothing reads
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_rows_keep_every_key_that_any_of_them_has():
+    assert table_of([{"a": 1}, {"a": 2, "b": "x"}]).to_pylist() == [{"a": 1, "b": None}, {"a": 2, "b": "x"}]
+    assert table_of([]).num_rows == 0
+
+
+def test_readings_are_written_as_they_are(tmp_path):
+    question = Question(fact_id="f", group="edited", form="direct", text="t", answer="a", foil=None)
+    readings = [
+        Reading(question_id=question.id, step=3, logp_target=-1.5, n_target_tokens=2, target_rank=1, first_correct=True,
+                all_correct=False, generated="a ü\n"),
+        Reading(question_id=question.id, step=3, state="too_long"),
+    ]  # fmt: skip
+    keys = Keys(base_id="b", model_id="m", facts_seed=1, run_id="r", seed=2)
+    write_readings(tmp_path / "p.parquet", keys, [(question, r) for r in readings], 7, 5)
+    table = pq.read_table(tmp_path / "p.parquet")
+    assert table.schema.equals(ROWS)
+    first, second = table.to_pylist()
+    same = {"base_id": "b", "model_id": "m", "run_id": "r", "edit_id": None, "editor": None, "seed": 2, "facts_seed": 1}
+    same |= {"tokens_seen": 7, "edits_applied": 5, "fact_id": "f", "group": "edited", "form": "direct", "step": 3}
+    assert first.items() >= same.items()
+    assert second.items() >= same.items()
+    assert (first["logp_target"], first["generated"], first["prefers_target"]) == (-1.5, "a ü\n", None)
+    assert (second["logp_target"], second["all_correct"], second["state"]) == (None, None, "too_long")
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def test_one_study_or_all(copy, monkeypatch):
+    rows = load(copy / "small")
+    pd.testing.assert_frame_equal(load(copy), rows)
+    assert rows["run_id"].nunique() == 4
+    monkeypatch.chdir(copy / "small")
+    pd.testing.assert_frame_equal(load("."), rows)
+    monkeypatch.chdir(copy)
+    pd.testing.assert_frame_equal(load("small"), rows)
+    assert retention.load is load
+
+
+def test_a_study_that_is_not_there(copy, tmp_path):
+    with pytest.raises(UserError, match=r"no study 'smal'; did you mean 'small'\?"):
+        load(copy / "smal")
+    with pytest.raises(UserError, match="no study 'quickstart'; there are: small"):
+        load(copy / "quickstart")
+    with pytest.raises(UserError, match="no results here"):
+        load(tmp_path / "nowhere")
+    Store(tmp_path / "empty", create=True)
+    with pytest.raises(UserError, match="no study has been run here yet"):
+        load(tmp_path / "empty")
+
+
+def test_incomplete_runs_are_named_and_left_out(copy, capsys):
+    runs = load(copy, "runs")
+    assert runs["complete"].all()
+    lost = runs["run_id"][0]
+    (copy / "runs" / lost / "complete.json").unlink()
+    runs = load(copy, "runs")
+    assert list(runs[~runs["complete"]]["run_id"]) == [lost]
+    for table in ("rows", "scores"):
+        assert set(load(copy, table)["run_id"]) == set(runs["run_id"]) - {lost}  # type: ignore[arg-type]
+    for run_id in runs["run_id"][1:]:
+        (copy / "runs" / run_id / "complete.json").unlink()
+    for table in ("rows", "scores", "facts", "questions"):
+        with pytest.raises(UserError, match="no run is complete; `retention status` tells what is left"):
+            load(copy, table)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="no run"):
+        load(copy, "sequence")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_path_with_odd_characters(copy, tmp_path):
+    odd = tmp_path / "it's an odd, [long] näme"
+    shutil.copytree(copy, odd)
+    pd.testing.assert_frame_equal(load(odd / "small"), load(copy / "small"))
+
+
+def test_a_run_that_two_studies_share_is_one(copy):
+    shutil.copytree(copy / "small", copy / "other")
+    assert len(load(copy)) == len(load(copy / "other")) == len(load(copy / "small"))
+    assert set(load(copy / "other", "runs")["study"]) == {"other"}
+
+
+def test_facts_and_questions_join_the_rows(copy):
+    rows, facts = load(copy), load(copy, "facts")
+    joined = rows.merge(facts, on=["base_id", "fact_id"])
+    assert len(joined) == len(rows)
+    assert not facts.duplicated(["base_id", "fact_id"]).any()
+    assert all(isinstance(text, str) for texts in facts["paraphrases"] for text in texts)
+    assert {"full", "person", "place"} >= {tag for tags in facts["tags"] for tag in tags}
+    assert (facts["exposures"] > 0).all()
+
+
+def test_what_is_recorded_of_a_study_is_not_written_again(copy):
+    store = Store(copy)
+    rows = load(copy, "runs").drop(columns=["study", "complete"])
+    assert set(CELL) <= set(rows.columns)
+    records = pa.Table.from_pandas(rows, preserve_index=False).to_pylist()
+    before = (copy / "small" / "runs.parquet").stat().st_mtime_ns
+    store.write_study("small", (copy / "small" / "study.yaml").read_text(), records)
+    assert (copy / "small" / "runs.parquet").stat().st_mtime_ns == before
+    store.write_study("small", "another: one\n", records[:2])
+    assert len(load(copy / "small", "runs")) == 2
