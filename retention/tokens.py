@@ -38,8 +38,8 @@ def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[list[int], l
 
 
 def join(prompt: str, answer: str) -> str:
-    """The prompt followed by the answer, with one space between them unless the prompt already ends in white space."""
-    return prompt + answer if prompt[-1:].isspace() else f"{prompt} {answer}"
+    """The prompt followed by the answer, with one space between them unless there is white space already."""
+    return prompt + answer if prompt[-1:].isspace() or answer[:1].isspace() else f"{prompt} {answer}"
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str | None = None) -> Encoded:

@@ -1,0 +1,218 @@
+"""Edits and probes outside a study: an edited folder gives the readings a study would store; taking out is exact."""
+
+import json
+
+import pandas as pd
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from retention.cli import main
+from retention.deltas import load_delta, revert, save_delta, write_edited
+from retention.models import load_model
+from retention.outside import ProbeCallback, edit_model, editor_of, probe_model
+from retention.probes import Score
+from retention.store import ROWS
+from retention.types import Delta, LowRank, Question, UserError
+
+EDITS = [("Anna Klein", "Paris", "Rome"), ("Berta Vogel", "Berlin", "Madrid"), ("Carl Keller", "Oslo", "Bern")]
+LORA = "{name: lora, epochs: 30, lr: 0.01, keep_anchors: 0, stop_loss: 0.0}"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    tiny.save("llama", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def edits(tmp_path_factory):
+    path = tmp_path_factory.mktemp("facts") / "edits.jsonl"
+    records = [
+        {"subject": s, "relation": "born", "object": o, "target_new": n, "prompt": "{} was born in"}
+        for s, o, n in EDITS
+    ]
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_edit_put_into_a_folder_comes_out_bit_for_bit(model, tmp_path, dtype):
+    loaded = load_model(model)
+    name = "model.layers.1.mlp.down_proj.weight"
+    before = loaded.model.get_parameter(name).detach().clone()
+    rows, columns = before.shape
+    generator = torch.Generator().manual_seed(0)
+    update = LowRank(torch.randn(rows, 2, generator=generator), torch.randn(2, columns, generator=generator) * 0.01)
+    delta = Delta({name: update})
+    write_edited(loaded, delta, tmp_path / "edited", dtype)
+    assert torch.equal(loaded.model.get_parameter(name), before)
+    stored = load_file(tmp_path / "edited" / "model.safetensors")[name]
+    assert stored.dtype == getattr(torch, dtype)
+    assert torch.equal(stored, (before + update.dense()).to(stored.dtype))
+    revert(tmp_path / "edited", tmp_path / "back")
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    first = load_file(model / "model.safetensors")
+    assert first.keys() == back.keys()
+    assert all(torch.equal(first[k].to(back[k].dtype), back[k]) for k in first)
+
+
+def test_subtraction_alone_would_not_be_exact(model):
+    """Why the folder keeps more than the factors."""
+    weight = load_model(model).model.get_parameter("model.layers.1.mlp.down_proj.weight").detach()
+    update = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) * 0.1
+    assert ((weight + update) - update != weight).any()
+
+
+def test_a_fine_tuned_folder_is_not_reverted(model, tmp_path):
+    loaded = load_model(model)
+    name = "model.layers.0.mlp.down_proj.weight"
+    write_edited(loaded, Delta({name: torch.ones_like(loaded.model.get_parameter(name))}), tmp_path / "edited")
+    moved = load_model(tmp_path / "edited").model
+    with torch.no_grad():
+        moved.get_parameter(name)[0, 0] += 1
+    moved.save_pretrained(tmp_path / "edited")
+    with pytest.raises(UserError, match="fine-tuned since"):
+        revert(tmp_path / "edited", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_the_edited_folder_reads_as_the_edited_model_in_memory(model, edits, tmp_path):
+    report = edit_model(str(model), LORA, edits, tmp_path / "edited")
+    assert report["efficacy"] == 1.0
+    assert report["lost"] == 0.0
+    edit_model(str(model), LORA, edits, tmp_path / "delta.safetensors", delta_only=True)
+    delta, soft_prompt = load_delta(tmp_path / "delta.safetensors")
+    assert soft_prompt is None
+    pairs = probe_model(str(tmp_path / "edited"), edits, tmp_path / "rows.parquet")
+    base = load_model(model)
+    asked = [question for question, _ in pairs]
+    with delta.applied(base.model):
+        again = Score().read(base.model, base.tokenizer, asked, 0)
+    assert [r.logp_target for r in again] == [r.logp_target for _, r in pairs]
+    rows = pd.read_parquet(tmp_path / "rows.parquet")
+    assert list(rows.columns) == ROWS.names
+    assert rows["all_correct"].all()
+    questions = pd.read_parquet(tmp_path / "rows-questions.parquet")
+    assert set(questions["question_id"]) == set(rows["question_id"])
+
+
+def test_the_command_line_does_the_same(model, edits, tmp_path, capsys):
+    main_ok(
+        [
+            "edit",
+            str(model),
+            "--editor",
+            LORA,
+            "--edits",
+            str(edits),
+            "--out",
+            str(tmp_path / "d.safetensors"),
+            "--delta",
+        ]
+    )
+    main_ok(["apply", str(tmp_path / "d.safetensors"), str(model), "--out", str(tmp_path / "edited")])
+    main_ok(["revert", str(tmp_path / "edited"), "--out", str(tmp_path / "back")])
+    first, back = (load_file(f / "model.safetensors") for f in (model, tmp_path / "back"))
+    assert all(torch.equal(first[k], back[k]) for k in first)
+    main_ok(
+        [
+            "probe",
+            str(tmp_path / "edited"),
+            "--facts",
+            str(edits),
+            "--out",
+            str(tmp_path / "r.parquet"),
+            "--no-generate",
+        ]
+    )
+    assert "edited       direct     1.000 right of 3" in capsys.readouterr().out
+
+
+def main_ok(arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert not stop.value.code
+
+
+@pytest.mark.parametrize(
+    ("editor", "message"),
+    [
+        ("roem", "unknown name 'roem'; did you mean 'rome'"),
+        ("{name: rome, layr: 1}", "no setting 'layr'; did you mean 'layer'"),
+        ("{name: rome, layer: one}", "layer"),
+        ("[rome]", "expected a name or a mapping"),
+    ],
+)
+def test_a_wrong_editor_is_told(editor, message):
+    with pytest.raises(UserError, match=message.replace("[", r"\[")):
+        editor_of(editor)
+
+
+def test_files_that_cannot_be_used_are_named(model, edits, tmp_path):
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text(json.dumps({"subject": "A", "relation": "r", "object": "b", "prompt": "{} is"}) + "\n")
+    with pytest.raises(UserError, match="holds no edit"):
+        edit_model(str(model), "lora", plain, tmp_path / "x")
+    with pytest.raises(UserError, match="exists already"):
+        edit_model(str(model), "lora", edits, edits)
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"\0" * 64)
+    with pytest.raises(UserError, match="damaged"):
+        load_delta(damaged)
+    with pytest.raises(UserError, match="no such file"):
+        load_delta(tmp_path / "none.safetensors")
+    save_delta(tmp_path / "d.safetensors", Delta({"no.such.weight": torch.ones(2, 2)}))
+    with pytest.raises(UserError, match="does not have"):
+        write_edited(load_model(model), load_delta(tmp_path / "d.safetensors")[0], tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_callback_reads_in_a_run_of_ones_own_and_does_not_move_it(model, edits, tmp_path):
+    from datasets import Dataset
+    from transformers import Trainer, TrainingArguments, set_seed
+
+    def train(callbacks):
+        set_seed(0)
+        loaded = load_model(model)
+        ids = loaded.tokenizer("Anna Klein was born in Vienna")["input_ids"]
+        rows = Dataset.from_list([{"input_ids": ids, "labels": ids}] * 8)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path / "out"), max_steps=4, per_device_train_batch_size=2, use_cpu=True, seed=0,
+            report_to="none", save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
+        )  # fmt: skip
+        Trainer(
+            model=loaded.model.train(), args=arguments, train_dataset=rows,
+            callbacks=[c(loaded.tokenizer) for c in callbacks],
+        ).train()  # fmt: skip
+        return loaded.model.state_dict()
+
+    probed = train([lambda tokenizer: ProbeCallback(edits, tokenizer, tmp_path / "rows", [2, 4])])
+    plain = train([])
+    assert all(torch.equal(probed[k], plain[k]) for k in plain)
+    steps = sorted(p.name for p in (tmp_path / "rows").glob("probes-??????.parquet"))
+    assert steps == ["probes-000000.parquet", "probes-000002.parquet", "probes-000004.parquet"]
+    assert (pd.read_parquet(tmp_path / "rows" / steps[1])["step"] == 2).all()
+
+
+def test_readings_tell_edited_from_other_facts(model, tmp_path):
+    path = tmp_path / "mixed.jsonl"
+    records = [
+        {
+            "subject": "Anna Klein",
+            "relation": "born",
+            "object": "Paris",
+            "target_new": "Rome",
+            "prompt": "{} was born in",
+        },
+        {"subject": "Carl Keller", "relation": "born", "object": "Oslo", "prompt": "{} was born in"},
+    ]
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    asked: list[Question] = [q for q, _ in probe_model(str(model), path, tmp_path / "r.parquet", generate=False)]
+    assert [(q.group, q.answer, q.foil) for q in asked] == [
+        ("edited", "Rome", "Paris"),
+        ("intrinsic", "Oslo", asked[1].foil),
+    ]
+    assert asked[1].foil in ("Paris", "Rome")
