@@ -67,7 +67,7 @@ def markdown(frame: pd.DataFrame, criterion: str) -> str:
 
     def cell(row: pd.Series, name: str) -> str:
         if pd.isna(row[name]):
-            return "no such rows" if row[f"{name}_n"] is None or pd.isna(row[f"{name}_n"]) else "undefined"
+            return "none right at step 0" if name in end else "no such rows"
         return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}] ({int(row[f'{name}_n'])})"
 
     cells = frame.columns[: frame.columns.get_loc("runs")]
