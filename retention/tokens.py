@@ -53,10 +53,10 @@ def encode(tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str | None =
     return Encoded(ids=tuple(ids), answer_start=start)
 
 
-def subject_last(tokenizer: PreTrainedTokenizerFast, phrasing: str, subject: str, prefix: str = "") -> int:
-    """Index of the last token that holds a character of the subject in prefix + phrasing with `{}` filled in.
+def subject_span(tokenizer: PreTrainedTokenizerFast, phrasing: str, subject: str, prefix: str = "") -> range:
+    """Indices of the tokens that hold a character of the subject in prefix + phrasing with `{}` filled in.
 
-    The index is the same whatever follows, unless the subject's last characters merge with what comes after them, so
+    They are the same whatever follows, unless the subject's last characters merge with what comes after them, so
     callers encode the very text that they will run. Raises UserError if the subject has no token.
     """
     before, after = phrasing.split("{}")
@@ -66,4 +66,9 @@ def subject_last(tokenizer: PreTrainedTokenizerFast, phrasing: str, subject: str
     inside = [i for i, (a, b) in enumerate(offsets) if a < last and b > first and b > a]
     if not inside:
         raise UserError(f"the subject {subject!r} has no token in {text!r}")
-    return inside[-1]
+    return range(inside[0], inside[-1] + 1)
+
+
+def subject_last(tokenizer: PreTrainedTokenizerFast, phrasing: str, subject: str, prefix: str = "") -> int:
+    """Index of the subject's last token; see `subject_span`."""
+    return subject_span(tokenizer, phrasing, subject, prefix)[-1]
