@@ -198,6 +198,64 @@ def probe(
 
 
 @app.command()
+def layers(
+    model: Annotated[str, typer.Argument(help="a model folder, a Hub name, or `world`: the embedded world's model")],
+    facts: Annotated[
+        Path | None,
+        typer.Option("--facts", help="CounterFact, zsRE or plain JSON lines; left out for `world`: its people's facts"),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="trace so many facts at most, drawn by --seed")] = 100,
+    noise: Annotated[
+        float, typer.Option("--noise", min=0, help="in standard deviations of the subjects' embeddings")
+    ] = 3.0,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="of noise for each fact")] = 10,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            "--window", min=1, help="layers restored together; left out: 10 from 24 layers on, else a quarter"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="of the noise and of --limit")] = 0,
+    out: Annotated[Path, typer.Option("--out", help="folder for tracing.csv and tracing.json")] = Path("tracing"),
+) -> None:
+    """Find the layers to edit by causal tracing. Then: python analysis/tracing.py FOLDER draws them."""
+    import random
+
+    from retention.facts.files import read_pool
+    from retention.models import load_model
+    from retention.progress import Progress
+    from retention.stages import default_cache
+    from retention.tracing import TracingSettings, table, trace, write
+    from retention.world import WorldModel, build
+
+    if facts is None and model != "world":
+        raise UserError(f"--facts: expected a file of facts that {model} may know; only `world` brings its own")
+    if facts is not None:
+        found = [fact for fact in read_pool(facts).facts if fact.target]
+    else:
+        found = [fact for fact in build(WorldModel()).facts if {"full", "person"} <= fact.tags]
+    if len(found) > limit:
+        found = random.Random(f"layers {seed}").sample(found, limit)
+    with Progress() as progress:
+        if model == "world":
+            folder = WorldModel().folder(default_cache(), lambda done, total: progress("pretraining", done, total))
+        loaded = load_model(folder if model == "world" else model)
+        traced = trace(
+            loaded.model, loaded.tokenizer, found,
+            TracingSettings(noise=noise, samples=samples, window=window, seed=seed),
+            progress=lambda done, total: progress("tracing", done, total),
+        )  # fmt: skip
+    advice = write(traced, out, model)
+    print(table(traced))
+    print(advice.reason)
+    if advice.rome is not None:
+        print(f"rome: layer {advice.rome}; memit: layers [{', '.join(map(str, advice.memit))}]")
+    else:
+        print("no layer is recommended")
+    print(f"rows: {out / 'tracing.csv'}")
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of a run's settings, for editors that complete YAML."""
     from retention.study import Settings

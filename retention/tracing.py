@@ -376,7 +376,24 @@ class _FactRun:
         )
 
 
-# ----------------------------------------------------------------------------------------------------- files
+# ----------------------------------------------------------------------------------------------------- output
+
+
+def table(tracing: Tracing) -> str:
+    """AIE by layer, of each kind at the subject's and the prompt's last token, for reading."""
+    found = {(c.kind, c.layer, c.position): f"{c.aie:.3f}" for c in tracing.cells()}
+    columns = [(kind, position) for position in (LAST_SUBJECT, POSITIONS[-1]) for kind in KINDS]
+    lines = [
+        f"average indirect effect on the probability of the answer's first token, {len(tracing.traces)} known facts of "
+        f"{tracing.asked}, {tracing.settings.samples} noise samples each",
+        f"MLP and attention: {tracing.window} layer(s) restored together",
+        " " * 5 + f"{LAST_SUBJECT:^33}  {POSITIONS[-1]:^33}",
+        "layer" + ("".join(f"{kind:>11}" for kind in KINDS) + "  ") * 2,
+    ]
+    for layer in sorted({layer for _, layer, _ in found}):
+        cells = [f"{found.get((kind, layer, position), '-'):>11}" for kind, position in columns]
+        lines.append(f"{layer:5d}" + "".join(cells[:3]) + "  " + "".join(cells[3:]))
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def write(tracing: Tracing, folder: Path, model: str) -> Recommendation:
