@@ -36,7 +36,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "retention"
 LEVELS = {
     0: ("types", "tokens"),
     1: ("models", "hooks", "facts", "world", "data", "adapters", "soft_prompt", "deltas"),
-    2: ("editors", "objectives", "mitigations", "probes", "tune"),
+    2: ("editors", "objectives", "mitigations", "probes", "tune", "tracing"),
     3: ("stages", "study", "preflight", "store", "statistics", "regimes"),
     4: ("engines",),
     5: ("api", "cli", "outside", "progress"),
