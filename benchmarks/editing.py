@@ -74,10 +74,12 @@ def random_model(folder: Path, layers: int, width: int) -> None:
     from tokenizers import ByteLevelBPETokenizer
 
     rng = random.Random(0)
-    common = " ".join([*STARTS, *LONG, *(prompt.format("it") for _, prompt, _ in EDITS)])
+    # Prompts, prefixes and targets of common words are cut into whole words, names into pieces: with GPT-2's own
+    # tokenizer the rows of one edit have about as many tokens.
+    common = [*STARTS, *LONG, *(prompt.format("it") for _, prompt, _ in EDITS), *(f"is {word}" for *_, word in EDITS)]
     bpe = ByteLevelBPETokenizer()
-    texts = [common, *(target for *_, target in EDITS)] * 4 + [words(rng, 2000)]
-    bpe.train_from_iterator(texts, vocab_size=700, special_tokens=["<|endoftext|>"], show_progress=False)
+    texts = common * 8 + [words(rng, 2000)]
+    bpe.train_from_iterator(texts, vocab_size=1200, special_tokens=["<|endoftext|>"], show_progress=False)
     end = "<|endoftext|>"
     tokenizer = transformers.GPT2TokenizerFast(
         tokenizer_object=bpe._tokenizer, bos_token=end, eos_token=end, unk_token=end

@@ -51,7 +51,7 @@ class FullBatch:
         self.index = torch.arange(len(rows), device=device)
         self.reads = Reads(rows, device, [0] * len(rows))
 
-    def logits(self, delta: Tensor) -> Tensor:
+    def read(self, delta: Tensor) -> Tensor:
         """Logits at the read positions [reads, vocabulary] with delta [B, d] added at each row's subject."""
 
         def add(output: Tensor) -> Tensor:
@@ -62,6 +62,10 @@ class FullBatch:
         with on_output(self.module, add):
             out = self.model(input_ids=self.ids, attention_mask=self.mask, use_cache=False).logits
         return out[self.reads.row, self.reads.position]
+
+    def logits(self, read: Tensor) -> Tensor:
+        """Logits of some of what `read` gave."""
+        return read
 
     def select(self, rows: Sequence[int]) -> FullBatch:
         """The same with only some of the rows."""
@@ -108,9 +112,13 @@ class FastBatch:
                 start = self.one.run(self.states.entry, self.layer, self.layer + 1)
         return self.calls.run(torch.cat([start, suffix[:, 1:]], dim=1), self.layer + 1, self.anatomy.layers)
 
-    def logits(self, delta: Tensor) -> Tensor:
-        """Logits at the read positions [reads, vocabulary] with delta [B, d] added at each row's subject."""
-        return self.anatomy.logits(self.model, self.hidden(delta)[self.reads.row, self.reads.position])
+    def read(self, delta: Tensor) -> Tensor:
+        """The last block's outputs at the read positions [reads, d] with delta [B, d] added at each row's subject."""
+        return self.hidden(delta)[self.reads.row, self.reads.position]
+
+    def logits(self, read: Tensor) -> Tensor:
+        """Logits of some of what `read` gave."""
+        return self.anatomy.logits(self.model, read)
 
     @torch.no_grad()
     def agrees(self, final: Tensor) -> bool:

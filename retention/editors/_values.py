@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 VERSION = 1  # of the algorithm: raise it when its numbers change
+HEAD_READS = 64  # positions whose logits are held at once on a processor: some 13 MB at 50,000 tokens
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's, as published
 
 
@@ -213,17 +214,16 @@ def _optimise(
     active = torch.ones(count, dtype=torch.bool, device=device)
     for step in range(1, settings.steps + 1):
         last = step == settings.steps
-        leaf = delta.clone().requires_grad_(not last)
+        leaf, grad = delta.clone().requires_grad_(not last), torch.zeros_like(delta)
         loss_now, surprise_now = decay * delta.norm(dim=1), torch.zeros_like(surprise)
-        pieces = [_read(piece, leaf, settings.kl_factor, loss_now, surprise_now) for piece in pieces]
+        pieces = [_read(piece, leaf, settings.kl_factor, grad, loss_now, surprise_now) for piece in pieces]
         loss = torch.where(active, loss_now, loss)
         surprise = torch.where(active, surprise_now, surprise)
         steps += active
         still = active & (loss_now >= settings.stop)
         if last or not bool(still.any()):
             break
-        assert leaf.grad is not None
-        grad = leaf.grad + (decay / delta.norm(dim=1).clamp(min=1e-30))[:, None] * delta
+        grad = grad + (decay / delta.norm(dim=1).clamp(min=1e-30))[:, None] * delta
         mean = BETAS[0] * mean + (1 - BETAS[0]) * grad
         square = BETAS[1] * square + (1 - BETAS[1]) * grad * grad
         denominator = square.sqrt() / (1 - BETAS[1] ** step) ** 0.5 + EPSILON
@@ -241,21 +241,45 @@ def _optimise(
     }  # fmt: skip
 
 
-def _read(piece: _Piece, delta: Tensor, kl_factor: float, loss: Tensor, surprise: Tensor) -> _Piece:
-    """Add the piece's share to each edit's loss and direct surprise (nats), and its gradient to delta's."""
-    with torch.set_grad_enabled(delta.requires_grad):
-        logp = torch.log_softmax(piece.batch.logits(delta[piece.edit]).float(), dim=-1)
-        n = piece.batch.reads.n_targets
-        kept = logp[n:].detach() if piece.kept is None else piece.kept
-        nll = -logp[:n].gather(1, piece.batch.reads.token[:, None])[:, 0]
-        kl = (logp[n:].exp() * (logp[n:] - kept)).sum(-1)
-        terms = torch.cat([nll, kl_factor * kl]) * piece.weight
-        if terms.requires_grad:
-            terms.sum().backward()
-    edit = piece.edit[piece.batch.reads.row]
-    loss.index_add_(0, edit, terms.detach())
-    surprise.index_add_(0, edit[:n], nll.detach() * piece.direct)
-    return piece if piece.kept is not None else replace(piece, kept=kept)
+def _read(piece: _Piece, delta: Tensor, kl_factor: float, gradient: Tensor, loss: Tensor, surprise: Tensor) -> _Piece:
+    """Add the piece's share to each edit's gradient, loss and surprise at the direct prompt (nats).
+
+    The vocabulary's width is met some reads at a time, and the derivative by the logits is written out: of the NLL
+    p - 1[target], of KL(p || kept) p (log p - log kept - KL).
+    """
+    reads, derive = piece.batch.reads, delta.requires_grad
+    with torch.set_grad_enabled(derive):
+        states = piece.batch.read(delta[piece.edit])
+    edit, n = piece.edit[reads.row], reads.n_targets
+    upstream = torch.zeros_like(states) if derive else states
+    kept = []
+    for start in range(0, len(states), HEAD_READS):
+        part = slice(start, start + HEAD_READS)
+        leaf = states[part].detach().requires_grad_(derive)
+        with torch.set_grad_enabled(derive):
+            logits = piece.batch.logits(leaf)
+        logp = torch.log_softmax(logits.detach().float(), dim=-1)
+        targets = max(0, min(n - start, len(logp)))
+        index = torch.arange(targets, device=logp.device)
+        token, weight = reads.token[start : start + targets], piece.weight[part]
+        nll = -logp[index, token]
+        now = logp[targets:]
+        anchors = slice(start + targets - n, start + len(logp) - n)  # among the anchor reads
+        before = now.clone() if piece.kept is None else piece.kept[anchors]
+        ratio = now - before
+        kl = (now.exp() * ratio).sum(-1)
+        loss.index_add_(0, edit[part], torch.cat([nll, kl_factor * kl]) * weight)
+        surprise.index_add_(0, edit[start : start + targets], nll * piece.direct[start : start + targets])
+        if derive:
+            slope = logp.exp_()
+            slope[index, token] -= 1
+            slope[targets:] *= kl_factor * (ratio - kl[:, None])
+            slope *= weight[:, None]
+            upstream[part] = torch.autograd.grad(logits, leaf, slope.to(logits.dtype))[0]
+        kept.append(before)
+    if derive:
+        gradient += torch.autograd.grad(states, delta, upstream)[0]  # of delta alone, whatever else asks for one
+    return piece if piece.kept is not None else replace(piece, kept=torch.cat(kept))
 
 
 def free_tokens(model: PreTrainedModel, places: Anatomy) -> int:
