@@ -147,7 +147,7 @@ def merged_update(adapter: Adapted, *, plain: bool) -> Delta:
             down = layer.lora_A["default"].weight.float() * layer.scaling["default"]  # [r, in]
             up = layer.lora_B["default"].weight.float()  # [out, r]
             factors = (down.T, up.T) if layer.fan_in_fan_out else (up, down)
-            updates[f"{name}.weight"] = LowRank(*(factor.detach().clone().contiguous() for factor in factors))
+            updates[f"{name}.weight"] = LowRank(*(factor.detach().cpu().clone().contiguous() for factor in factors))
             continue
         base = layer.get_base_layer()
         own = {key: (parameter, parameter.data) for key, parameter in base.named_parameters(recurse=False)}
@@ -160,7 +160,7 @@ def merged_update(adapter: Adapted, *, plain: bool) -> Delta:
         for key in own:
             change = base.get_parameter(key).detach() - adapter.original[f"{name}.{key}"].float()
             if bool((change != 0).any()):
-                updates[f"{name}.{key}"] = change
+                updates[f"{name}.{key}"] = change.cpu()
         for parameter, data in own.values():
             parameter.data = data
     return Delta(updates)

@@ -136,7 +136,7 @@ def trained(model: PreTrainedModel, names: Sequence[str]) -> Iterator[tuple[Mast
     def delta() -> Delta:
         return Delta(
             {
-                name: (master.detach() - saved[name][0].float()).clone()
+                name: (master.detach() - saved[name][0].float()).cpu()
                 for name, master in zip(names, masters.tensors, strict=True)
             }
         )

@@ -29,7 +29,7 @@ class FreezeTuning(WeightEditor):
     what: Literal["all", "mlp", "attention"] = "all"  # every parameter of the blocks, or some of their matrices
     lr: float = Field(default=1e-4, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
-    epochs: int = Field(default=40, ge=1, description="passes over all edits")
+    epochs: int = Field(default=80, ge=1, description="passes over all edits")
     batch_size: int = Field(default=64, ge=1, description="rows of edits a step")
     stop_loss: float = Field(default=1e-2, ge=0, description="mean loss of an epoch that ends training, nats per token")
 

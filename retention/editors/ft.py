@@ -39,6 +39,10 @@ class Ft(WeightEditor):
     batch_size: int = Field(default=64, ge=1, description="rows of edits a step")
     stop_loss: float = Field(default=1e-2, ge=0, description="mean loss of an epoch that ends training, nats per token")
 
+    @property
+    def label(self) -> str:
+        return super().label.replace("ft", self.variant.lower(), 1)
+
     def write(
         self,
         model: PreTrainedModel,

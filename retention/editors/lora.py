@@ -14,6 +14,7 @@ two are never to be compared under one name.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -100,7 +101,11 @@ class Lora(WeightEditor):
 
         def rows(epoch: int) -> list[Row]:
             """Every phrasing of every edit once, each after a prefix drawn anew."""
-            return [edit_row(tokenizer, e, phrasing, draw.choice(before)) for e in edits for phrasing in e.prompts]
+            return [row(i, phrasing, draw.choice(before)) for i, e in enumerate(edits) for phrasing in e.prompts]
+
+        @functools.cache
+        def row(i: int, phrasing: str, prefix: str) -> Row:
+            return edit_row(tokenizer, edits[i], phrasing, prefix)
 
         config = peft_config(model, modules, self.method, self.rank, self.alpha, self.dropout, self.method_options)
         with adapted(model, config) as wrapped:

@@ -50,7 +50,7 @@ class Rect(Part):
                     total += largest_relative(term, weight + total, self.keep)
             else:
                 total = largest_relative(delta.dense(name).to(weight.device), weight, self.keep)
-            kept[name] = total
+            kept[name] = total.cpu()
         return Delta(kept)
 
 

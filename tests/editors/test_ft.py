@@ -116,6 +116,11 @@ def test_published_settings_of_a_known_family() -> None:
     assert float(result.delta.dense(name).abs().max()) == pytest.approx(2e-3, rel=1e-3)
 
 
+def test_tables_tell_the_variants_apart() -> None:
+    assert Ft().label == "ft-l"
+    assert Ft(variant="FT-M", postprocess=({"name": "rect"},)).label == "ft-m+rect"  # type: ignore[arg-type]
+
+
 def test_mistakes_are_named() -> None:
     model, tokenizer = build("llama")
     with pytest.raises(UserError, match="no published layer for this model"):
