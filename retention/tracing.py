@@ -47,6 +47,7 @@ POSITIONS = (
     "last token",
 )
 DEEP = 24  # layers from which on the paper's window of ten is taken
+LEAST = 0.01  # of probability: noise that takes away less has nothing to bring back
 TINY = 0.1  # an effect below this share of the total effect names no layer
 MOST = 5  # layers that MEMIT is told to spread over at most, as published for GPT-J
 
@@ -158,8 +159,8 @@ def recommend(tracing: Tracing) -> Recommendation:
     """Layers for ROME and MEMIT from the MLP's average indirect effect at the subject's last token.
 
     ROME: the layer where it is largest (the lowest of equals). MEMIT: the unbroken run of layers that ends there, each
-    with at least half of that effect, of at most five. None where the largest effect is below a tenth of the total
-    effect, or its interval holds zero.
+    with at least half of that effect, of at most five. None where the total effect is below 0.01, the largest effect
+    below a tenth of it, or the interval of the largest effect holds zero.
     """
     cells = [c for c in tracing.cells() if c.kind == "mlp" and c.position == LAST_SUBJECT]
     total = tracing.total_effect
@@ -167,9 +168,10 @@ def recommend(tracing: Tracing) -> Recommendation:
     said = (
         f"MLP at the subject's last token: largest AIE {peak.aie:.3f} at layer {peak.layer}, total effect {total:.3f}"
     )
-    if total <= 0 or peak.aie < TINY * total or (peak.low is not None and peak.low <= 0):
-        why = "the noise takes nothing away" if total <= 0 else "too little of the total effect to name a layer by"
-        return Recommendation(rome=None, memit=(), reason=f"{said}; {why}")
+    if total < LEAST:
+        return Recommendation(rome=None, memit=(), reason=f"{said}: the noise takes next to nothing away")
+    if peak.aie < TINY * total or (peak.low is not None and peak.low <= 0):
+        return Recommendation(rome=None, memit=(), reason=f"{said}: too small or too uncertain to name a layer by")
     run = [peak.layer]
     while len(run) < MOST and run[0] > 0 and cells[run[0] - 1].aie >= peak.aie / 2:
         run.insert(0, run[0] - 1)
@@ -264,6 +266,11 @@ def _embeddings(model: PreTrainedModel, prompt: _Prompt) -> Tensor:
     return out
 
 
+def unit_noise(seed: int, fact_id: str, shape: Sequence[int]) -> Tensor:
+    """Standard normal [S, subject tokens, embedding width], drawn on the CPU: the same on every device."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(int(content_id([seed, fact_id], 15), 16)))
+
+
 class _FactRun:
     """One fact's clean and corrupted states, and runs with some of the clean ones put back."""
 
@@ -273,10 +280,8 @@ class _FactRun:
         self.model, self.places, self.prompt, self.samples = model, places, prompt, settings.samples
         self.blocks = places.blocks(model)
         self.ids = _ids(model, prompt.ids)
-        seed = int(content_id([settings.seed, prompt.fact.id], 15), 16)
         shape = (settings.samples, *_embeddings(model, prompt).shape[1:])
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        self._run(noise * deviation)
+        self._run(unit_noise(settings.seed, prompt.fact.id, shape) * deviation)
 
     def _run(self, noise: Tensor) -> None:
         """The clean run as row 0, beside one row for each sample of noise [S, subject tokens, embedding width]."""
