@@ -27,7 +27,6 @@ def draw(axes: Axes, rows, criterion: str, form: str) -> None:
     """The curves of one cell of the grid."""
     steps = sorted(step for step in rows["step"].unique() if step >= 0)
     for group in GROUPS:
-        # At step 0 all are right by definition, so there is nothing uncertain about it.
         found = [(step, st.share(st.counts(rows, group, step, criterion, form=form))) for step in steps]
         points = [(step, e) for step, e in found if e is not None]
         if not points:  # identity writes nothing, and an edit may fail: then there is no curve, and the panel says so
@@ -35,9 +34,9 @@ def draw(axes: Axes, rows, criterion: str, form: str) -> None:
             continue
         x = [step for step, _ in points]
         look = style.GROUP[group]
-        axes.fill_between(
-            x, [e.low for _, e in points], [e.high for _, e in points], color=look["color"], alpha=0.2, lw=0
-        )
+        # At step 0 all are right by definition, so there is nothing uncertain about it.
+        low = [1.0 if step == 0 else e.low for step, e in points]
+        axes.fill_between(x, low, [e.high for _, e in points], color=look["color"], alpha=0.2, lw=0)
         axes.plot(x, [e.value for _, e in points], label=f"{group} (n = {points[0][1].n})", **look)
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xlim(0, max(steps) * 1.1)
