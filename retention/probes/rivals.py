@@ -54,7 +54,4 @@ def rivals(
         for text, answer, objects in asked
     }
     full = scores({(text, o): firsts[text, o] for (text, _), few in short.items() for o in few})
-    return [
-        max(short[text, answer], key=lambda o: (full[text, o], o), default=None)
-        for text, answer, _ in asked
-    ]
+    return [max(short[text, answer], key=lambda o: (full[text, o], o), default=None) for text, answer, _ in asked]
