@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -264,7 +265,7 @@ def edit(run: Run, bench: Bench) -> None:
         record |= {"weight_edit": result.soft_prompt is None, "mitigations": _dump(s, "edit")}
         record |= {"seed": s.seed, "threads": s.threads, "only": run.only}
         record |= {name: run.dump()[name] for name in ("editor", "regime")}
-        write_json(folder / "edit.json", record | _where())
+        write_json(folder / "edit.json", _finite(record) | _where())
 
 
 def _write_edits(run: Run, bench: Bench, loaded: Loaded, drawn: Draw, after_batch: Callable[[int], None]) -> EditResult:
@@ -380,7 +381,16 @@ def tune(run: Run, bench: Bench) -> None:
             (folder / "trainer").rmdir()
         outcome = {k: v for k, v in asdict(result).items() if k != "log"}
         record = {"run_id": key, "edit_id": edit_id(run), "base_id": base_id(run), "cell": dict(run.cell)}
-        write_json(folder / "run.json", record | {"settings": run.dump(), "training": outcome} | _where())
+        write_json(folder / "run.json", record | {"settings": run.dump(), "training": _finite(outcome)} | _where())
+
+
+def _finite(value: Any) -> Any:
+    """The same with NaN and infinity in words, which JSON lacks: an edit that diverged is recorded, not lost."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _pair(questions: Sequence[Question], readings: Sequence[Reading]) -> list[tuple[Question, Reading]]:
