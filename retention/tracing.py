@@ -175,6 +175,13 @@ def recommend(tracing: Tracing) -> Recommendation:
     run = [peak.layer]
     while len(run) < MOST and run[0] > 0 and cells[run[0] - 1].aie >= peak.aie / 2:
         run.insert(0, run[0] - 1)
+    late = [c for c in tracing.cells() if c.kind == "mlp" and c.position == POSITIONS[-1]]
+    later = max(late, key=lambda c: c.aie, default=peak)
+    if later.aie > peak.aie:
+        said += (
+            f"; larger at the prompt's last token ({later.aie:.3f} at layer {later.layer}), so that much of the recall "
+            "does not pass through what these editors write"
+        )
     return Recommendation(rome=peak.layer, memit=tuple(run), reason=said)
 
 

@@ -306,6 +306,9 @@ def test_averages_over_facts_with_their_interval() -> None:
 def test_recommended_layers(effects: list[float], rome: int, memit: tuple[int, ...]) -> None:
     advice = recommend(made(effects, [e * 1.1 for e in effects], [e * 0.9 for e in effects]))
     assert (advice.rome, advice.memit) == (rome, memit)
+    assert f"larger at the prompt's last token ({2 * max(effects):.3f} at layer {effects.index(max(effects))})" in (
+        advice.reason
+    )
 
 
 @pytest.mark.parametrize(
