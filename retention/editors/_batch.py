@@ -141,6 +141,7 @@ class States:
     suffix: Tensor  # [B, S, d] outputs of the edited block from the subject's last token on
     entry: Tensor  # [B, 1, d] inputs of the edited block at the subject's last token
     value: Tensor  # [B, d] what the site gave at the subject's last token
+    key: Tensor  # [B, m] what entered the MLP's second matrix there
     ids: Tensor  # [B, S]
     positions: Tensor  # [B, S]
     prefix_mask: Tensor  # [B, P] 1 where there is a token: prefixes are aligned to the right
@@ -175,10 +176,14 @@ class States:
         def value(states: Tensor) -> None:
             self.value = states.reshape(*ids.shape, -1)[each, at]
 
+        def key(states: Tensor) -> None:
+            self.key = states.reshape(*ids.shape, -1)[each, at]
+
         with (
             on_input(blocks[layer], entry),
             on_output(blocks[layer], block),
             on_output(_site_module(model, anatomy, layer, site), value),
+            on_input(anatomy.down_module(model, layer), key),
             on_output(blocks[-1], lambda states: final.append(states[each[:, None], index])),
         ):
             model.base_model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
@@ -194,7 +199,7 @@ class States:
 
     def select(self, rows: Tensor) -> States:
         new = States()
-        for name in ("suffix", "entry", "value", "ids", "positions", "prefix_mask"):
+        for name in ("suffix", "entry", "value", "key", "ids", "positions", "prefix_mask"):
             setattr(new, name, getattr(self, name)[rows])
         new.keys = {layer: (k[rows], v[rows]) for layer, (k, v) in self.keys.items()}
         return new

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-VERSION = 1  # of the algorithm: raise it when its numbers change
+VERSION = 2  # of the algorithm: raise it when its numbers change
 HEAD_READS = 64  # positions whose logits are held at once on a processor: some 13 MB at 50,000 tokens
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's, as published
 
@@ -49,6 +49,8 @@ class Values:
 
     value: Tensor  # [edits, d] float32, v* = initial + delta
     initial: Tensor  # [edits, d], v0: what the site gives for the bare direct prompt
+    mean_key: Tensor  # [edits, m] float64, mean over the edit's rows of what enters the layer's second matrix
+    bare_key: Tensor  # [edits, m] float64, the same for the bare direct prompt
     diagnostics: tuple[dict[str, Any], ...]  # per edit: fact_id, final_loss (nats), steps, target_probability, ...
     fast: bool  # False where the architecture needed whole forwards
 
@@ -95,7 +97,10 @@ def target_values(
                 "relative_delta": delta / float(found["initial"][i].norm()),
             }
         )
-    return Values(found["value"], found["initial"], tuple(diagnostics), bool(found["fast"].all()))
+    return Values(
+        found["value"], found["initial"], found["mean_key"], found["bare_key"], tuple(diagnostics),
+        bool(found["fast"].all()),
+    )  # fmt: skip
 
 
 def _all(
@@ -154,29 +159,33 @@ class _Piece:
 
 
 def _pieces(
-    model: PreTrainedModel, places: Anatomy, rows: Sequence[Row], first_edit: int, v0: Tensor, site: Site, layer: int,
-    fast: bool,
+    model: PreTrainedModel, places: Anatomy, rows: Sequence[Row], first_edit: int, v0: Tensor, keys: Tensor, site: Site,
+    layer: int, fast: bool,
 ) -> tuple[list[_Piece], bool]:  # fmt: skip
-    """Rows in batches of like length, after one plain forward that also gives each edit's v0 (filled in).
+    """Rows in batches of like length, after one plain forward that also gives each edit's v0 and its mean and bare
+    key (filled in).
 
     A replay that does not give back the plain forward's states (an architecture whose blocks depend on something that
     their call does not show) is not used: whole forwards take its place.
     """
     batched: list[FastBatch | FullBatch] = []
+    statements: Counter[int] = Counter(row.edit for row in rows if row.targets)
     for members in batches([len(row.ids) - row.at for row in rows]):
         chosen = [rows[i] for i in members]
         states, final = States.of(model, places, chosen, layer, site)
         for b, row in enumerate(chosen):
+            if row.targets:
+                keys[0, row.edit - first_edit] += states.key[b].double() / statements[row.edit]
             if row.direct:
                 v0[row.edit - first_edit] = states.value[b]
+                keys[1, row.edit - first_edit] = states.key[b]
         if fast:
             quick = FastBatch(model, places, chosen, layer, site, states)
-            fast = quick.agrees(final) and (bool(batched) or _head_agrees(model, places, chosen[0], final[0]))
+            fast = quick.agrees(final) and (bool(batched) or _head_agrees(model, places, chosen[-1], final[-1]))
             batched.append(quick)
     if not fast:
         whole = batches([len(row.ids) for row in rows])
         batched = [FullBatch(model, places, [rows[i] for i in group], layer, site) for group in whole]
-    statements: Counter[int] = Counter(row.edit for row in rows if row.targets)
     anchors: Counter[int] = Counter(row.edit for row in rows for _ in row.keep)
     pieces = []
     for batch in batched:
@@ -205,7 +214,8 @@ def _optimise(
     """v* of `count` edits from `first_edit` on, in step with one another."""
     device = next(model.parameters()).device
     v0 = torch.zeros(count, places.hidden, device=device)
-    pieces, fast = _pieces(model, places, rows, first_edit, v0, site, layer, fast)
+    keys = torch.zeros(2, count, places.mlp_width, dtype=torch.float64, device=device)
+    pieces, fast = _pieces(model, places, rows, first_edit, v0, keys, site, layer, fast)
     limit = settings.clamp * v0.norm(dim=1)
     decay = settings.weight_decay / v0.norm(dim=1).square()
     delta, mean, square = (torch.zeros_like(v0) for _ in range(3))
@@ -236,7 +246,8 @@ def _optimise(
             pieces = [piece for piece in rest if piece is not None]
         active = still
     return {
-        "value": (v0 + delta).cpu(), "initial": v0.cpu(), "loss": loss.cpu(), "steps": steps.cpu(),
+        "value": (v0 + delta).cpu(), "initial": v0.cpu(), "mean_key": keys[0].cpu(), "bare_key": keys[1].cpu(),
+        "loss": loss.cpu(), "steps": steps.cpu(),
         "probability": (-surprise).exp().cpu(), "fast": torch.tensor([fast]),
     }  # fmt: skip
 

@@ -15,8 +15,7 @@ from pydantic import Field
 
 from retention.editors._base import WeightEditor, family, published
 from retention.editors._contexts import sample_prefixes
-from retention.editors._keys import Covariance, KeyWalk, mean_keys, metrics
-from retention.editors._rows import statement_rows
+from retention.editors._keys import Covariance, metrics
 from retention.editors._solve import Metric, rank_one_in_order
 from retention.editors._spread import low_rank
 from retention.editors._values import ValueSettings, target_values
@@ -101,10 +100,7 @@ class Rome(WeightEditor):
         values = target_values(
             model, tokenizer, edits, layer=layer, site="mlp", settings=settings, prefixes=prefixes, cache=cache
         )
-        rows = statement_rows(tokenizer, edits, prefixes)
-        keys = KeyWalk(model, places, rows, layer).keys()
-        mean = mean_keys(keys, rows, len(edits), "uniform")
-        bare = keys[[i for i, row in enumerate(rows) if row.direct]].double()
+        mean, bare = (keys.to(model.device) for keys in (values.mean_key, values.bare_key))
         direction = bare if self.variant == "p-rome" else mean
         at = mean if self.variant == "r-rome" else bare
         down = places.down_module(model, layer)
