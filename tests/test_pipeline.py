@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 import retention
@@ -339,3 +340,25 @@ def test_single_and_sequential_edits(cache, tmp_path):
     sequence = retention.load(tmp_path / "r" / "regimes", "sequence")
     assert sorted(sequence["edits_applied"].unique()) == [1, 2]
     assert set(found[found["step"] == 0]["edits_applied"]) == {1, 2}
+
+
+def test_an_edit_that_diverged_is_told_and_not_hidden(cache, tmp_path, monkeypatch):
+    from retention.editors.identity import Identity
+    from retention.types import Delta, EditResult
+
+    def diverge(self: Any, model: Any, tokenizer: Any, edits: Any, **_: Any) -> EditResult:
+        name, parameter = next((n, p) for n, p in model.named_parameters() if n.endswith("down_proj.weight"))
+        return EditResult(delta=Delta({name: torch.full(parameter.shape, float("nan"))}), info={"loss": float("inf")})
+
+    monkeypatch.setattr(Identity, "edit", diverge)
+    retention.run(Study.of(one(at=[4]), name="diverged"), results=tmp_path / "r", cache=cache)
+    found = retention.load(tmp_path / "r")
+    states = found.groupby("step")["state"].unique().map(set).to_dict()
+    assert states[-1] == {"ok"}
+    assert all("nan_logits" in state for step in (0, 4) for state in states[step])
+    assert found[found["step"] >= 0][[*MEASURES, *FOIL]].isna().all().all()
+    scores = retention.load(tmp_path / "r", "scores")
+    assert set(scores[scores["step"] == 0]["state"]) == {"nan_logits"}
+    assert scores[scores["step"] == 0]["value"].isna().all()
+    record = json.loads(next((tmp_path / "r" / "edits").glob("*/edit.json")).read_text())
+    assert (record["update_norm"], record["info"]["loss"]) == ("nan", "inf")
