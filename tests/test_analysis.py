@@ -80,6 +80,10 @@ def test_curves_show_the_numbers_that_the_statistics_give(script, study):
             assert list(shown[group].get_xdata()) == [0, 1, 2, 4]
             assert list(shown[group].get_ydata()) == [e.value for e in expected if e]
             assert shown[group].get_ydata()[0] == 1.0
+        for band in axes.collections:
+            corners = band.get_paths()[0].vertices
+            assert set(corners[corners[:, 0] == 0][:, 1]) == {1.0}  # at step 0 all are right, by definition
+            assert corners[:, 1].min() < 0.7  # and later few facts leave much open
             assert f"(n = {expected[0].n})" in str(shown[group].get_label())
         plt.close(figure)
 
