@@ -30,8 +30,8 @@ def stopped() -> Iterator[None]:
 
 
 def first(output: Any) -> Tensor:
-    """The hidden states in a block's output, which some architectures return within a tuple."""
-    return output[0] if isinstance(output, tuple) else output
+    """The hidden states in a block's output, which some architectures return within a tuple or a list."""
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def on_output(module: nn.Module, act: Callable[[Tensor], Tensor | None], *, stop
             raise StopForward
         if new is None:
             return None
-        return (new, *output[1:]) if isinstance(output, tuple) else new
+        return (new, *output[1:]) if isinstance(output, (tuple, list)) else new
 
     handle = module.register_forward_hook(hook)
     try:

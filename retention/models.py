@@ -165,6 +165,7 @@ class Anatomy:
     project_out: str | None  # a matrix between the final norm and the head (OPT-350m)
     head: str
     transposed: bool  # the second matrix is stored [in, out] (Conv1D), not [out, in] (Linear)
+    uniform: bool  # all blocks have the same matrices: no other kind of attention in some of them
     parallel: bool  # the MLP reads the block's input, not attention's output
     additive: bool  # the block adds the MLP's output to the residual stream as it is, without a norm after it
     tuples: bool  # blocks return tuples
@@ -245,8 +246,8 @@ def _find_blocks(model: nn.Module, config: Any) -> tuple[str, list[nn.Module]]:
 def _refuse_experts(config: Any, blocks: list[nn.Module]) -> None:
     for layer, block in enumerate(blocks):
         for name, module in block.named_modules():
-            stacked = any(p.dim() == 3 for n, p in module.named_parameters(recurse=False) if "conv" not in name + n)
-            if stacked or isinstance(module, nn.ModuleList) or "expert" in name.lower():
+            kind = type(module).__name__.lower()
+            if isinstance(module, nn.ModuleList) or "expert" in name.lower() or "expert" in kind or "moe" in kind:
                 raise UserError(
                     f"block {layer} holds a mixture of experts ({name}): there is no single matrix that a fact's MLP "
                     f"output comes from, so {config.model_type!r} models cannot be edited by locate-then-edit"
@@ -309,7 +310,11 @@ def _examine(
     head = model.get_output_embeddings()
     names = {module: name for name, module in model.named_modules()}
     owner = model.get_submodule(path.rpartition(".")[0])
-    norm = [n for n, m in owner.named_children() if "norm" in type(m).__name__.lower() and m.weight.shape == (width,)]
+    norm = [
+        n
+        for n, m in owner.named_children()
+        if "norm" in type(m).__name__.lower() and all(p.shape == (width,) for p in m.parameters())
+    ]
     out = [n for n, m in owner.named_children() if is_matrix(m) and m is not head and m.in_features == width]
     prefix = names[owner] + "." if names[owner] else ""
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
@@ -327,9 +332,10 @@ def _examine(
         project_out=prefix + out[-1] if out else None,
         head=names[head],
         transposed=is_transposed(second),
+        uniform=all({n for n, m in other.named_modules() if is_matrix(m)} == set(order) for other in blocks),
         parallel=torch.equal(keys[0], keys[1]),
         additive=torch.allclose(moved, noise, rtol=1e-3, atol=1e-3),
-        tuples=isinstance(plain, tuple),
+        tuples=isinstance(plain, (tuple, list)),
         logit_softcap=getattr(config, "final_logit_softcapping", None),
         logit_scale=float(scale),
     )

@@ -92,6 +92,30 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+# Architectures that nothing in the package was written with in mind: tests of generality.
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bloom": ("Bloom", {"hidden_size": 32, "n_layer": 4, "n_head": 4}),
+    "gpt_neo": (
+        "GPTNeo",
+        {
+            "hidden_size": 32,
+            "num_layers": 4,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 2]],
+            "intermediate_size": 64,
+            "max_position_embeddings": 128,
+            "window_size": 4,
+        },
+    ),
+    "phi": ("Phi", GROUPED),
+    "cohere": ("Cohere", GROUPED),  # scales its logits
+    "granite": ("Granite", {**GROUPED, "residual_multiplier": 0.3, "logits_scaling": 2.0}),
+    "glm4": ("Glm4", GROUPED),
+    "olmo": ("Olmo", GROUPED),  # norms without weights
+    "gpt1": ("OpenAIGPT", GPT),  # no cache of keys and values
+    "recurrent_gemma": ("RecurrentGemma", GROUPED),  # recurrence in some of the blocks
+}
+
 
 def tokenizer(bos: bool = True, padding_side: str = "right") -> Any:
     """Word-level, with `<s>` put before every text if `bos`; unknown words become `<unk>`."""
@@ -115,11 +139,11 @@ def tokenizer(bos: bool = True, padding_side: str = "right") -> Any:
 
 
 def build(name: str, seed: int = 0, **settings: Any) -> tuple[Any, Any]:
-    """A model of an architecture in ARCHITECTURES, and its tokenizer. Leaves the global RNG as it was."""
+    """A model of an architecture in ARCHITECTURES or OTHERS, and its tokenizer. Leaves the global RNG as it was."""
     import transformers
 
     words = tokenizer()
-    prefix, own = ARCHITECTURES[name]
+    prefix, own = (ARCHITECTURES | OTHERS)[name]
     config_class = getattr(transformers, "Gemma3TextConfig" if prefix == "Gemma3" else prefix + "Config")
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = config_class(vocab_size=len(words), **special, **{**own, **settings})

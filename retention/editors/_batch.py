@@ -150,9 +150,12 @@ class States:
     @classmethod
     @torch.no_grad()
     def of(
-        cls, model: PreTrainedModel, anatomy: Anatomy, rows: Sequence[Row], layer: int, site: Site
+        cls, model: PreTrainedModel, anatomy: Anatomy, rows: Sequence[Row], layer: int, site: Site, *, keys: bool
     ) -> tuple[States, Tensor]:
-        """One forward of whole rows, without the head. Also the last block's outputs [B, S, d]."""
+        """One forward of whole rows, without the head. Also the last block's outputs [B, S, d].
+
+        keys: keep the prefixes' keys and values, which a replay needs.
+        """
         from transformers import DynamicCache
 
         self = cls()
@@ -163,7 +166,7 @@ class States:
         before = int(at.max())
         index = (at[:, None] + torch.arange(rest, device=device)).clamp(max=ids.shape[1] - 1)
         each = torch.arange(len(rows), device=device)
-        blocks, cache = anatomy.blocks(model), DynamicCache()
+        blocks, cache = anatomy.blocks(model), DynamicCache() if keys else None
         final: list[Tensor] = []
 
         # What is needed is copied out at once: some models add to a module's output in place afterwards.
@@ -176,24 +179,27 @@ class States:
         def value(states: Tensor) -> None:
             self.value = states.reshape(*ids.shape, -1)[each, at]
 
-        def key(states: Tensor) -> None:
+        def entering(states: Tensor) -> None:
             self.key = states.reshape(*ids.shape, -1)[each, at]
 
         with (
             on_input(blocks[layer], entry),
             on_output(blocks[layer], block),
             on_output(_site_module(model, anatomy, layer, site), value),
-            on_input(anatomy.down_module(model, layer), key),
+            on_input(anatomy.down_module(model, layer), entering),
             on_output(blocks[-1], lambda states: final.append(states[each[:, None], index])),
         ):
-            model.base_model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+            model.base_model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=keys)
         self.ids, self.positions = ids.gather(1, index), index
         shifted = torch.arange(before, device=device) - before + at[:, None]  # position of each prefix slot, < 0: none
         self.prefix_mask = (shifted >= 0).long()
         shifted = shifted.clamp(min=0)
         self.keys = {}
-        for i in range(layer, anatomy.layers):
-            held: Any = cache.layers[i]
+        held: Any
+        # Fewer layers than the model has where it keeps no keys and values: then nothing can be replayed.
+        for i, held in enumerate(cache.layers if cache is not None else ()):
+            if i < layer:
+                continue
             self.keys[i] = (_take(held.keys, shifted), _take(held.values, shifted))
         return self, final[0]
 

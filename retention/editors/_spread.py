@@ -29,15 +29,15 @@ def site_for(places: Anatomy, layers: Sequence[int]) -> Site:
     """Where v* is placed: the block's output, as published, or the MLP's where a norm follows it.
 
     Raises UserError for several layers of an architecture that normalises the MLP's output before adding it (Gemma 2
-    and 3, OLMo 2): what an update adds to the matrix is not what arrives in the residual stream, and the shares of
-    several layers do not add up.
+    and 3, OLMo 2) or scales it (Granite): what an update adds to the matrix is not what arrives in the residual stream,
+    and the shares of several layers do not add up.
     """
     if places.additive:
         return "block"
     if len(layers) > 1:
         raise UserError(
-            "this architecture normalises the MLP's output before adding it to the residual stream, so an edit cannot "
-            f"be spread over several layers (layers: {list(layers)}); give one layer, or use rome"
+            "this architecture normalises (or scales) the MLP's output before adding it to the residual stream, so an "
+            f"edit cannot be spread over several layers (layers: {list(layers)}); give one layer, or use rome"
         )
     return "mlp"
 

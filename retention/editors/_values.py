@@ -168,17 +168,19 @@ def _pieces(
     A replay that does not give back the plain forward's states (an architecture whose blocks depend on something that
     their call does not show) is not used: whole forwards take its place.
     """
+    fast = fast and places.uniform
     batched: list[FastBatch | FullBatch] = []
     statements: Counter[int] = Counter(row.edit for row in rows if row.targets)
     for members in batches([len(row.ids) - row.at for row in rows]):
         chosen = [rows[i] for i in members]
-        states, final = States.of(model, places, chosen, layer, site)
+        states, final = States.of(model, places, chosen, layer, site, keys=fast)
         for b, row in enumerate(chosen):
             if row.targets:
                 keys[0, row.edit - first_edit] += states.key[b].double() / statements[row.edit]
             if row.direct:
                 v0[row.edit - first_edit] = states.value[b]
                 keys[1, row.edit - first_edit] = states.key[b]
+        fast = fast and len(states.keys) == places.layers - layer
         if fast:
             quick = FastBatch(model, places, chosen, layer, site, states)
             fast = quick.agrees(final) and (bool(batched) or _head_agrees(model, places, chosen[-1], final[-1]))

@@ -43,6 +43,19 @@ def test_replay_equals_whole_forwards(loaded: Loaded, site: str) -> None:
         assert a == pytest.approx(b, rel=1e-3)
 
 
+@pytest.mark.parametrize("name", sorted(tiny.OTHERS))
+def test_architectures_that_were_not_thought_of(name: str) -> None:
+    """They are replayed exactly, or taken by whole forwards where their blocks cannot be."""
+    model, tokenizer = tiny.build(name)
+    loaded = Loaded(model, tokenizer, "")
+    for site in ("mlp", "block"):
+        quick, whole = find(loaded, site=site), find(loaded, site=site, fast=False)
+        assert quick.fast == (name not in ("gpt1", "recurrent_gemma"))
+        assert difference(quick.value, whole.value) < 1e-5
+        for found, expected in ((quick.mean_key, whole.mean_key), (quick.bare_key, whole.bare_key)):
+            assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def plain(loaded: Loaded, edit: Edit, site: str, cfg: ValueSettings, layer: int = 1) -> tuple[Tensor, float]:
     """One edit by the published loss, from texts, with torch's Adam; nothing of our engine but the module's place."""
     model, tokenizer = loaded.model, loaded.tokenizer
