@@ -69,7 +69,7 @@ def words(rng: random.Random, n: int) -> str:
     return " ".join("".join(rng.choice(syllables) for _ in range(rng.randint(1, 3))) for _ in range(n))
 
 
-def random_model(folder: Path, layers: int, width: int) -> None:
+def random_model(folder: Path, layers: int, width: int, vocabulary: int = 50257) -> None:
     """A GPT-2 with random weights, and a byte-level BPE that cuts words about as GPT-2's own does."""
     from tokenizers import ByteLevelBPETokenizer
 
@@ -85,9 +85,12 @@ def random_model(folder: Path, layers: int, width: int) -> None:
         tokenizer_object=bpe._tokenizer, bos_token=end, eos_token=end, unk_token=end
     )
     tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(n_layer=layers, n_embd=width, n_head=width // 64, bos_token_id=0, eos_token_id=0)
-    model = transformers.GPT2LMHeadModel(config)
+    config = transformers.GPT2Config(
+        vocab_size=vocabulary, n_layer=layers, n_embd=width, n_head=width // 64, bos_token_id=0, eos_token_id=0
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.GPT2LMHeadModel(config)
     model.save_pretrained(folder)
 
 
