@@ -27,9 +27,8 @@ TWO_HOP_EXPOSURES = 10
 class World:
     """Everything there is in one world. Objects and names are in the tokenizer's spacing already."""
 
-    facts: tuple[
-        Fact, ...
-    ]  # of people and places; `exposures` is exact. Tags: full, graded or withheld; person or place
+    # Of people and places; `exposures` is exact. Tags: full, graded or withheld; person or place.
+    facts: tuple[Fact, ...]
     two_hop: tuple[Fact, ...]  # employer -> headquarters of a person; tags: two_hop, and stated or unstated
     new_facts: tuple[Fact, ...]  # about people of whom pretraining says nothing; tag: new
     people: tuple[str, ...]
