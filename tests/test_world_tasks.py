@@ -32,7 +32,7 @@ def test_new_targets_are_objects_of_the_relation(pool):
         assert edit.target in pool.objects[fact.relation]
         assert edit.prompts == (fact.prompt,)
         if edit.fact.target:
-            assert fact.exposures == WORLD.exposures or fact.exposures == WORLD.exposures + WORLD.warm_exposures
+            assert fact.exposures == WORLD.exposures
             assert edit.target != fact.target == edit.fact.target
         else:
             assert fact.exposures == 0

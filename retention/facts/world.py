@@ -34,6 +34,8 @@ class WorldFacts(FactsPart):
     def pool(self, world: WorldModel, seed: int) -> FactPool:
         """The world's facts, and candidate edits drawn by seed: people, relation, new object and anchors.
 
+        Edited facts were all stated equally often: the few people whom pretraining begins with are left alone.
+
         `facts` are those that pretraining stated, graded exposures included (their tags and `exposures` tell). Anchors
         are direct prompts of other relations of the same subject; a draw must not probe those.
         """
@@ -47,7 +49,7 @@ class WorldFacts(FactsPart):
         wanted = "full" if self.kind == "modification" else "withheld"
         editable: dict[str, list[Fact]] = {}
         for fact in made.facts:
-            if {wanted, "person"} <= fact.tags:
+            if {wanted, "person"} <= fact.tags and "warm" not in fact.tags:
                 editable.setdefault(fact.subject, []).append(fact)
         people = [person for person in made.people if person in editable]
         rng.shuffle(people)

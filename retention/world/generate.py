@@ -27,7 +27,8 @@ TWO_HOP_EXPOSURES = 10
 class World:
     """Everything there is in one world. Objects and names are in the tokenizer's spacing already."""
 
-    # Of people and places; `exposures` is exact. Tags: full, graded or withheld; person or place.
+    # Of people and places; `exposures` is exact. Tags: full, graded or withheld; person or place; warm where the first
+    # part of pretraining states it too.
     facts: tuple[Fact, ...]
     two_hop: tuple[Fact, ...]  # employer -> headquarters of a person; tags: two_hop, and stated or unstated
     new_facts: tuple[Fact, ...]  # about people of whom pretraining says nothing; tag: new
@@ -214,12 +215,12 @@ def _exposed(
         else:
             first = fact.subject in early
             exposures = settings.exposures + (settings.warm_exposures if first else 0)
-            facts.append(_tagged(fact, exposures, "full", "person"))
+            facts.append(_tagged(fact, exposures, "full", "person", *["warm"] * first))
             if first:
                 warm.add(fact.id)
     for fact in places:
         exposures = round(settings.exposures * settings.place_factor) + settings.warm_exposures
-        facts.append(_tagged(fact, exposures, "full", "place"))
+        facts.append(_tagged(fact, exposures, "full", "place", "warm"))
         warm.add(fact.id)
     return facts, warm
 
