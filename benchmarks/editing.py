@@ -271,7 +271,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512, help="of the random model")
     parser.add_argument("--documents", type=int, default=60, help="for the covariance, some 120 tokens each")
     parser.add_argument("--steps", type=int, default=20, help="evaluations of v*'s loss")
-    parser.add_argument("--rome-edits", type=int, default=4, help="edits for ROME, whose published v* takes longest")
+    parser.add_argument("--rome-edits", type=int, default=3, help="edits for ROME, whose published v* takes longest")
     parser.add_argument("--ridge", type=float, default=1e-4, help="of the covariance, on both sides")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     args = parser.parse_args()

@@ -18,7 +18,7 @@ from retention.hooks import on_output
 from retention.models import Loaded, anatomy
 from retention.types import Edit, fill
 
-SETTINGS = ValueSettings(steps=8, lr=0.2, weight_decay=0.3, clamp=1.5, kl_factor=0.5)
+SETTINGS = ValueSettings(steps=5, lr=0.2, weight_decay=0.3, clamp=1.5, kl_factor=0.5)
 
 
 def find(loaded: Loaded, edits: list[Edit] = EDITS, site: Any = "mlp", **settings: Any) -> Values:
@@ -144,7 +144,9 @@ def test_finished_edits_leave_and_do_not_move_the_others(tiny_model: Any) -> Non
             assert alone.diagnostics[0]["final_loss"] < 3.0
 
 
-def test_neither_the_budget_nor_the_padding_side_nor_the_past_matters(loaded: Loaded) -> None:
+@pytest.mark.parametrize("name", ["gpt2", "gptj", "opt", "llama", "gemma3", "falcon", "falcon_alibi"])
+def test_neither_the_budget_nor_the_padding_side_nor_the_past_matters(tiny_model: Any, name: str) -> None:
+    loaded = tiny_model(name)
     expected = find(loaded)
     assert difference(find(loaded, budget=20).value, expected.value) < 1e-5
     left = Loaded(loaded.model, tiny.tokenizer(padding_side="left"), "")
