@@ -111,7 +111,7 @@ def edit_model(
 
 
 def questions_of(pool: FactPool, limit: int | None = None) -> list[Question]:
-    """All that a file asks: of edits the new target, with the old one as foil; of neighbors and other facts the object."""
+    """All that a file asks: of edits the new target, the old one as foil; of neighbors and other facts the object."""
     edits = pool.edits[:limit]
     edited = {e.fact.id for e in pool.edits}
     asked: list[tuple[Any, str, str, str | None, str | None]] = []
