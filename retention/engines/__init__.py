@@ -1,0 +1,1 @@
+"""Engines: who runs a study's stages, and where."""
