@@ -28,7 +28,7 @@ class FactModel(Recipe):
     source: Source = Source()
     vocabulary: PositiveInt = Field(8000, description="tokens of the byte-level BPE, at most")
     filler: bool = Field(True, description="also show the unrelated sentences of the other records' rephrasings")
-    exposures: PositiveInt = 32  # statements of each fact in the main part; 18 recall as much, but edits then hurt more
+    exposures: PositiveInt = 32  # statements of each fact in the main part of pretraining
 
     def key(self) -> str:
         """Content key of the pretrained folder: settings, data files, recipe version, library versions, threads."""
