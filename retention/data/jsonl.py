@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from retention.data._files import data_file
 from retention.types import Part, TaskRows, UserError
 
 
@@ -31,10 +32,7 @@ class JsonLines(Part):
         return self
 
     def files(self) -> list[Path]:
-        path = Path(self.path).expanduser()
-        if not path.is_file():
-            raise UserError(f"tune.data: jsonl: no such file: {path}")
-        return [path]
+        return [data_file(self.path, "jsonl")]
 
     def load(self, seed: int) -> TaskRows:
         """Read and draw rows. Raises UserError naming file, line and key."""

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from retention.data._files import data_file
 from retention.types import Part, TaskRows, UserError
 
 
@@ -21,10 +22,7 @@ class Text(Part):
     characters: int = Field(400, ge=20, description="length of a row, about: rows end at line ends")
 
     def files(self) -> list[Path]:
-        path = Path(self.path).expanduser()
-        if not path.is_file():
-            raise UserError(f"tune.data: text: no such file: {path}")
-        return [path]
+        return [data_file(self.path, "text")]
 
     def load(self, seed: int) -> TaskRows:
         """Cut the file into rows and draw from them. Raises UserError if it has too few."""

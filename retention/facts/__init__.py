@@ -14,6 +14,7 @@ from retention.facts.world import WorldFacts
 from retention.facts.zsre import ZsRE
 from retention.types import FactPool, Part, UserError
 from retention.world import WorldModel
+from retention.world.facts_model import FactModel
 
 AnyFacts = Annotated[WorldFacts | CounterFact | ZsRE | TRex | Verbalised | JsonLines, Field(discriminator="name")]
 
@@ -28,4 +29,6 @@ def pool_of(facts: AnyFacts, model: Part, seed: int) -> FactPool:
                 "facts: world: these are the facts of `model: {name: world}`; for another model name another source"
             )
         return facts.pool(model, seed)
+    if isinstance(facts, Verbalised) and isinstance(model, FactModel) and facts.source != model.source:
+        raise UserError("facts: verbalised: `source` differs from the model's; the model knows the facts of its own")
     return facts.pool(seed)

@@ -59,7 +59,7 @@ def draw(pool: FactPool, want: FactsPart, seed: int, known: Known, rival: Rival)
 
     taken = {e.fact.id for e in (*edits, *controls)}
     for edit in edits:
-        near = list(pool.neighborhood.get(edit.fact.id, ()))
+        near = [f for f in pool.neighborhood.get(edit.fact.id, ()) if f.subject not in subjects]
         if not near:
             near = [f for f in by_object[edit.fact.relation, edit.fact.target] if f.subject not in subjects]
             rng.shuffle(near)
