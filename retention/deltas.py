@@ -92,6 +92,7 @@ def write_edited(loaded: Loaded, delta: Delta, out: Path, dtype: str = "float32"
             wrong = (rounded - delta.dense(name).to(rounded)) != start
             undo[f"{name}:undo_index"] = wrong.flatten().nonzero().flatten().cpu()
             undo[f"{name}:undo_value"] = start[wrong].cpu()
+            undo[f"{name}:undo_base"] = torch.tensor(list(_digest(start)), dtype=torch.uint8)
             undo[f"{name}:undo_hash"] = torch.tensor(list(_digest(rounded)), dtype=torch.uint8)
         _save(model, loaded, folder, dtype)
         save_delta(folder / IN_FOLDER, delta, undo=undo, dtype=dtype)
@@ -119,6 +120,11 @@ def revert(name: Path, out: Path) -> None:
             restored[tensors[f"{parameter}:undo_index"].to(weight.device)] = tensors[f"{parameter}:undo_value"].to(
                 weight
             )
+            if list(_digest(restored)) != tensors[f"{parameter}:undo_base"].tolist():
+                raise UserError(
+                    f"{name}: {parameter} cannot be restored bit for bit on this machine (its products round otherwise "
+                    "than where the edit was put in); revert it there"
+                )
             weight.copy_(restored.view_as(weight))
     with _publishing(out) as folder:
         _save(loaded.model, loaded, folder, meta["dtype"])

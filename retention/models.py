@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from retention.hooks import BlockCalls, StopForward, first, on_input, on_output, recording, stopped, undisturbed
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 CONTENT_FILES = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*token*.json", "merges.txt",
                  "vocab.*", "corpus.txt")  # fmt: skip
 
@@ -76,11 +78,13 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"model: {folder} does not hold a causal language model that can be loaded: {error}") from error
     finally:
         if bars:
             logging.enable_progress_bar()
+    if len(tokenizer) == 0 or not any((folder / name).is_file() for name in TOKENIZERS):
+        raise UserError(f"model: {folder} holds no tokenizer; save it there with tokenizer.save_pretrained(folder)")
     if not tokenizer.is_fast:
         raise UserError(f"model: {folder} has no fast tokenizer (tokenizer.json), and places in a text need one")
     model = model.float().to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()

@@ -12,6 +12,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from transformers import TrainerCallback
 
+from retention.data.files import read_lines
 from retention.deltas import save_delta, write_edited
 from retention.editors import AnyEditor
 from retention.facts.files import read_pool
@@ -75,15 +76,17 @@ def edit_model(
         raise UserError(f"{edits}: holds no edit: no record has a new target (target_new)")
     if out.exists():
         raise UserError(f"{out}: exists already; give --out a new name")
-    if corpus is not None and not corpus.is_file():
-        raise UserError(f"--corpus: no such file: {corpus}")
+    if not nearest_folder(out).is_dir():
+        raise UserError(f"--out: {nearest_folder(out)} is a file; give a name in a folder")
+    given = () if corpus is None else read_lines(corpus)
     loaded = load_model(name)
     layers = anatomy(loaded.model).check
     for layer in (getattr(chosen, "layer", None), *(getattr(chosen, "layers", None) or ())):
         if layer is not None:
             layers(layer)
-    lines = loaded.corpus if corpus is None else tuple(t for t in corpus.read_text("utf-8").splitlines() if t.strip())
-    result = chosen.edit(loaded.model, loaded.tokenizer, wanted, seed=seed, corpus=lines, cache=default_cache())
+    result = chosen.edit(
+        loaded.model, loaded.tokenizer, wanted, seed=seed, corpus=given or loaded.corpus, cache=default_cache()
+    )
     report: dict[str, Any] = {"editor": getattr(chosen, "label", chosen.name), "edits": len(wanted)}
     report |= {"seconds": round(result.seconds, 2), "update_norm": result.delta.norm()}
     if delta_only or result.soft_prompt is not None:
@@ -108,6 +111,11 @@ def edit_model(
         readings = Score().read(reader, loaded.tokenizer, asked, 0)
     report["efficacy"] = sum(bool(r.all_correct) for r in readings) / len(readings)
     return report
+
+
+def nearest_folder(path: Path) -> Path:
+    """The deepest part above the path that exists."""
+    return next(parent for parent in path.absolute().parents if parent.exists())
 
 
 def questions_of(pool: FactPool, limit: int | None = None) -> list[Question]:
@@ -143,6 +151,8 @@ def probe_model(
 
     The rows have the columns of a study's; what a model read alone has not (run, editor, seeds) is null, the step is 0.
     """
+    if (out.exists() and out.is_dir()) or not nearest_folder(out).is_dir():
+        raise UserError(f"--out: {out}: expected the name of a parquet file in a folder")
     pool = read_pool(facts)
     if not questions_of(pool, limit):
         raise UserError(f"{facts}: holds no fact to ask for")

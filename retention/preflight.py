@@ -6,11 +6,16 @@ Every distinct source, task and trainer of a study is checked once; all mistakes
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from retention import tune
 from retention.data import rows_of
+from retention.data.files import read_lines
+from retention.editors import family
 from retention.facts import pool_of
 from retention.mitigations import Freeze, Paraphrase
 from retention.models import HubModel, resolve
@@ -41,7 +46,10 @@ def _checks(run: Run) -> Iterator[tuple[str, Any]]:
     s = run.settings
     dump = run.dump()
     yield "facts" + json.dumps([dump["facts"], dump["model"], run.facts_seed, dump["mitigations"]]), lambda: _facts(run)
-    yield "layers" + json.dumps([dump["model"], dump["editor"], dump["mitigations"]]), lambda: _layers(run)
+    yield (
+        "layers" + json.dumps([dump["model"], dump["editor"], dump["mitigations"], dump["corpus"]]),
+        lambda: _layers(run),
+    )
     yield (
         "trainer" + json.dumps([dump["objective"], dump["tune"]["trainer"]]),
         lambda: tune.validate(s.objective, s.tune.trainer),
@@ -65,18 +73,21 @@ def _facts(run: Run) -> None:
 
 
 def _layers(run: Run) -> None:
-    """Layers of the editor and of freeze lie within the model."""
+    """Layers of the editor and of freeze lie within the model; what the editor needs and no paper gives is there."""
     s = run.settings
+    config = None
     if isinstance(s.model, HubModel):
         from transformers import AutoConfig
 
         folder = resolve(s.model.name, s.model.revision)
         try:
-            layers = int(AutoConfig.from_pretrained(folder).get_text_config().num_hidden_layers)
+            config = AutoConfig.from_pretrained(folder)
+            layers = int(config.get_text_config().num_hidden_layers)
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise UserError(f"model: {folder}: its config.json describes no causal language model: {error}") from None
     else:
         layers = int(s.model.layers)
+    _given(run, config)
     parts = [("editor", s.editor), *(("mitigations", m) for m in s.mitigations if isinstance(m, Freeze))]
     for where, part in parts:
         for field in ("layer", "layers"):
@@ -87,6 +98,30 @@ def _layers(run: Run) -> None:
                         f"{where}: {part.name}.{field}: layer {layer} is out of range: the model has layers 0 to "
                         f"{layers - 1}"
                     )
+
+
+def _given(run: Run, config: Any) -> None:
+    """Settings that have a default for published models alone, and texts for the covariance."""
+    s = run.settings
+    module = sys.modules[type(s.editor).__module__]
+    table = getattr(module, "LAYER", None) or getattr(module, "LAYERS", None)
+    field = "layer" if "layer" in type(s.editor).model_fields else "layers"
+    known = None if config is None else family(SimpleNamespace(config=config))  # type: ignore[arg-type]
+    if table is not None and getattr(s.editor, field) is None and known not in table:
+        raise UserError(
+            f"editor: {s.editor.name} has no published {field} for this model (published for {', '.join(table)}): "
+            f"give {field}; `retention layers` tells where the facts sit"
+        )
+    covariance = getattr(s.editor, "covariance", None)
+    if covariance is None or covariance.tokens == 0:
+        return
+    if s.corpus is not None:
+        read_lines(Path(s.corpus).expanduser())
+    elif isinstance(s.model, HubModel) and not (resolve(s.model.name, s.model.revision) / "corpus.txt").is_file():
+        raise UserError(
+            f"editor: {s.editor.name} needs texts for the covariance of keys, and the model brings no corpus.txt: "
+            "give `corpus: texts.txt`, or to the editor `covariance: {tokens: 0}`"
+        )
 
 
 def _data(run: Run) -> None:

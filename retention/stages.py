@@ -25,6 +25,7 @@ from torch import Tensor
 
 from retention import tune as tuning
 from retention.data import files_of, rows_of
+from retention.data.files import read_lines
 from retention.deltas import load_delta, save_delta
 from retention.facts import pool_of
 from retention.facts.draw import Draw, draw
@@ -52,7 +53,7 @@ from retention.types import (
 )
 
 # Version of each stage's algorithm: raised when its numbers change, so that old artefacts are not taken for new ones.
-VERSIONS = {"prepare": 1, "edit": 1, "tune": 1}
+VERSIONS = {"prepare": 2, "edit": 2, "tune": 1}
 
 Report = Callable[[str, int, int], None]  # (what, done, total)
 
@@ -112,6 +113,7 @@ def base_id(run: Run) -> str:
             "files": _hashes(s.facts.files()),
             "probes": [p.model_dump(mode="json") for p in s.probes],
             "threads": s.threads,
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
             "versions": _versions("torch", "transformers"),
         }
     )
@@ -275,8 +277,7 @@ def _write_edits(run: Run, bench: Bench, loaded: Loaded, drawn: Draw, after_batc
     for mitigation in s.mitigations:
         if isinstance(mitigation, Paraphrase):
             edits = mitigation.edits(edits, s.seed)
-    lines = [line for path in _corpus_files(s) for line in path.read_text(encoding="utf-8").splitlines()]
-    corpus = [line for line in lines if line.strip()] or loaded.corpus
+    corpus = [line for path in _corpus_files(s) for line in read_lines(path)] or loaded.corpus
     fixed: dict[str, Any] = {"seed": s.seed, "corpus": corpus, "cache": bench.cache}
     model, tokenizer = loaded.model, loaded.tokenizer
     if not isinstance(s.regime, Sequential):
@@ -293,7 +294,8 @@ def _write_edits(run: Run, bench: Bench, loaded: Loaded, drawn: Draw, after_batc
         bench.report(f"editing with {editor.name}", start, len(edits))
         batch = edits[start : start + s.regime.size]
         carried: dict[str, Any] = {"state": state} if getattr(editor, "carries_state", False) else {}
-        result = editor.edit(model, tokenizer, batch, **carried, **fixed)
+        # Each batch draws anew: random updates of one seed would add up instead of averaging out.
+        result = editor.edit(model, tokenizer, batch, **carried, **{**fixed, "seed": s.seed + start})
         result.delta.apply_(model)
         total, state, seconds = total.plus(result.delta), result.state, seconds + result.seconds
         diagnostics.extend(result.diagnostics)

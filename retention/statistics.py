@@ -123,7 +123,7 @@ def _resample(groups: Sequence[Counts], seed: int) -> list[np.ndarray]:
     for c in groups:
         k, n = c.kept.sum(), c.possible.sum()
         edge = k in (0, n)
-        p = (c.kept + 0.5) / (c.possible + 1) if edge else c.kept / np.maximum(c.possible, 1)
+        p = np.full(runs, (k + 0.5) / (n + 1)) if edge else c.kept / np.maximum(c.possible, 1)
         sizes = c.possible[drawn]
         with np.errstate(invalid="ignore"):
             out.append(rng.binomial(sizes, p[drawn]).sum(axis=1) / sizes.sum(axis=1))

@@ -106,7 +106,8 @@ class Store:
         mark = self.root / "store.json"
         if mark.is_file():
             try:
-                schema = json.loads(mark.read_text())["schema"]
+                marked = json.loads(mark.read_text())
+                schema = marked["schema"] if marked["format"] == "retention" else None
             except (json.JSONDecodeError, KeyError, TypeError):
                 raise UserError(
                     f"{mark}: damaged; expected {json.dumps({'format': 'retention', 'schema': SCHEMA})}"
@@ -119,6 +120,9 @@ class Store:
             return
         if self.root.exists() and not self.root.is_dir():
             raise UserError(f"{self.root}: is a file; --results wants a folder")
+        above = next(parent for parent in self.root.absolute().parents if parent.exists())
+        if not above.is_dir():
+            raise UserError(f"{above}: is a file; --results wants a folder")
         self._refuse_foreign()
         if not create:
             raise UserError(f"{self.root}: no results here; `retention run STUDY --results {self.root}` makes some")

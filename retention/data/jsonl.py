@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from retention.data._files import data_file
+from retention.data.files import data_file
 from retention.types import Part, TaskRows, UserError
 
 

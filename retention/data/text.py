@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from retention.data._files import data_file
+from retention.data.files import data_file
 from retention.types import Part, TaskRows, UserError
 
 

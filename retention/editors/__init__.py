@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from retention.editors._base import family
 from retention.editors.alphaedit import AlphaEdit
 from retention.editors.emmet import Emmet
 from retention.editors.freeze_tuning import FreezeTuning
@@ -21,4 +22,4 @@ AnyEditor = Annotated[
     Field(discriminator="name"),
 ]
 
-__all__ = ["AnyEditor"]
+__all__ = ["AnyEditor", "family"]

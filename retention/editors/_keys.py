@@ -9,6 +9,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-VERSION = 1  # of the covariance: raise it when its numbers change
+VERSION = 2  # of the covariance: raise it when its numbers change
 BATCH_TOKENS = 4096  # tokens run at once for the covariance
 BLOCK = 512  # columns of a covariance computed at once
+FIRST_LOOK = 2048  # tokens after which the directions of keys are looked at first, where reading may stop early
+WATCHED = 32  # texts whose last tokens' keys are watched then
 
 
 class Covariance(Part):
@@ -42,6 +45,19 @@ class Covariance(Part):
     ridge: float = Field(
         default=1e-4, ge=0, description="added to the diagonal, as a share of its mean: few samples give no singular C"
     )
+    settle: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="read no more once doubling the sample turns no direction C^-1 k by more "
+        "than this (1 - cosine); how many tokens were read is recorded",
+    )
+
+
+class Moments(dict[int, Tensor]):
+    """Covariance [m, m] by layer, float32, and how many tokens it was read from."""
+
+    tokens: int = 0
 
 
 def covariances(
@@ -51,7 +67,7 @@ def covariances(
     corpus: Sequence[str],
     settings: Covariance,
     cache: Path | None = None,
-) -> dict[int, Tensor]:
+) -> Moments:
     """Uncentred covariance E[k k^T] of each layer, float32 [m, m] on the CPU, over the real tokens of a sample.
 
     The texts are drawn from the corpus in an order that depends on the corpus alone. Raises UserError without texts.
@@ -68,11 +84,61 @@ def covariances(
     key = None
     if cache is not None:
         # Keys depend on nothing above their layer, nor on the second matrix of the layer itself.
-        below = weights_hash(model, before=places.down.format(max(layers)))
+        below = weights_hash(model, places, max(layers))
         text = hashlib.sha256(str(rows).encode()).hexdigest()
         key = ["covariance", VERSION, below, text, sorted(layers)]
-    found = with_cache(cache, key, lambda: _accumulate(model, places, sorted(layers), rows))
-    return {layer: found[str(layer)] for layer in layers}
+        if settings.settle is not None:
+            key += [settings.settle, settings.ridge]
+
+    def compute() -> dict[str, Tensor]:
+        if settings.settle is None:
+            sums = _accumulate(model, places, sorted(layers), sorted(rows, key=len, reverse=True))
+            return _mean(sums, sum(map(len, rows)))
+        return _until_settled(model, places, sorted(layers), rows, settings.settle, settings.ridge)
+
+    found = with_cache(cache, key, compute)
+    moments = Moments({layer: found[str(layer)] for layer in layers})
+    moments.tokens = int(found["tokens"])
+    return moments
+
+
+def _until_settled(
+    model: PreTrainedModel,
+    places: Anatomy,
+    layers: Sequence[int],
+    rows: Sequence[tuple[int, ...]],
+    settle: float,
+    ridge: float,
+) -> dict[str, Tensor]:
+    """The covariance of as many texts, in their drawn order, as it takes for the directions of keys to stand still.
+
+    The keys whose directions are watched are those of the last tokens of the first texts.
+    """
+    watched = _last_keys(model, places, layers, rows[:WATCHED])
+    sums: dict[int, Tensor] = {}
+    before: dict[int, Tensor] = {}
+    start, total, goal = 0, 0, FIRST_LOOK
+    while start < len(rows):
+        stop = start
+        while stop < len(rows) and total < goal:
+            total += len(rows[stop])
+            stop += 1
+        more = _accumulate(model, places, layers, sorted(rows[start:stop], key=len, reverse=True))
+        sums = {layer: more[layer] + sums[layer] if sums else more[layer] for layer in layers}
+        start, goal = stop, 2 * total
+        found = _mean(sums, total)
+        turned, now = 0.0, {}
+        for layer in layers:
+            matrix = found[str(layer)].to(watched[layer].device).double()
+            matrix.diagonal().add_(ridge * matrix.diagonal().mean())
+            directions = torch.nn.functional.normalize(torch.linalg.solve(matrix, watched[layer].double().T).T, dim=1)
+            if before:
+                turned = max(turned, float(1 - (directions * before[layer]).sum(1).min()))
+            now[layer] = directions
+        if before and turned <= settle:
+            break
+        before = now
+    return found
 
 
 def metrics(
@@ -88,7 +154,10 @@ def metrics(
         return {layer: Metric(None) for layer in layers}
     device = next(model.parameters()).device
     found = covariances(model, tokenizer, layers, corpus, settings, cache)
-    return {layer: factored(found[layer].to(device), settings.ridge, cache) for layer in layers}
+    return {
+        layer: replace(factored(found[layer].to(device), settings.ridge, cache), tokens=found.tokens)
+        for layer in layers
+    }
 
 
 def factored(covariance: Tensor, ridge: float, cache: Path | None = None) -> Metric:
@@ -122,13 +191,39 @@ def _sample(tokenizer: PreTrainedTokenizerFast, corpus: Sequence[str], settings:
         if corpus[index].strip():
             rows.append(encode(tokenizer, corpus[index]).ids[: min(settings.length, settings.tokens - total)])
             total += len(rows[-1])
-    return sorted(rows, key=len, reverse=True)
+    return rows
+
+
+def _mean(sums: dict[int, Tensor], tokens: int) -> dict[str, Tensor]:
+    found = {str(layer): _symmetric(matrix / tokens).float().cpu() for layer, matrix in sums.items()}
+    return {**found, "tokens": torch.tensor(tokens)}
+
+
+@torch.no_grad()
+def _last_keys(
+    model: PreTrainedModel, places: Anatomy, layers: Sequence[int], rows: Sequence[tuple[int, ...]]
+) -> dict[int, Tensor]:
+    """The key of each row's last token, [rows, m] by layer."""
+    ids, mask = padded(rows, next(model.parameters()).device)
+    last = mask.sum(1) - 1
+    found: dict[int, Tensor] = {}
+    with ExitStack() as hooks:
+        hooks.enter_context(stopped())
+        for layer in layers:
+
+            def keep(keys: Tensor, layer: int = layer) -> None:
+                found[layer] = keys.reshape(len(rows), -1, keys.shape[-1])[torch.arange(len(rows)), last].clone()
+
+            hooks.enter_context(on_input(places.down_module(model, layer), keep, stop=layer == max(layers)))
+        model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    return found
 
 
 @torch.no_grad()
 def _accumulate(
     model: PreTrainedModel, places: Anatomy, layers: Sequence[int], rows: Sequence[tuple[int, ...]]
-) -> dict[str, Tensor]:
+) -> dict[int, Tensor]:
+    """Sums of k k^T over all tokens, on and above the diagonal, float64. Rows from the longest to the shortest."""
     device = next(model.parameters()).device
     sums = {
         layer: torch.zeros(places.mlp_width, places.mlp_width, dtype=torch.float64, device=device) for layer in layers
@@ -149,8 +244,7 @@ def _accumulate(
                 hooks.enter_context(on_input(down, add, stop=layer == max(layers)))
             model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
         start = stop
-    total = sum(len(row) for row in rows)
-    return {str(layer): _symmetric(matrix / total).float().cpu() for layer, matrix in sums.items()}
+    return sums
 
 
 def _add_products(total: Tensor, keys: Tensor) -> None:

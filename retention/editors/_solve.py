@@ -17,6 +17,7 @@ class Metric:
     """A symmetric positive definite C, factored once and used for any number of batches. None: the identity."""
 
     factor: Tensor | None  # lower Cholesky factor [m, m], float64
+    tokens: int = 0  # of the sample that C was read from
 
     def solve(self, keys: Tensor) -> Tensor:
         """C^-1 k for every key: [n, m] -> [n, m], float64."""

@@ -68,6 +68,7 @@ class Earlier:
 
     projections: Mapping[int, Projection]
     keys: Mapping[int, Tensor]  # [edits so far, m], float64
+    tokens: int  # of the sample that the covariance was read from
 
 
 class AlphaEdit(WeightEditor):
@@ -152,7 +153,7 @@ class AlphaEdit(WeightEditor):
             info={
                 "layers": layers, "ridge": ridge, "site": site, "prefixes": list(prefixes), "fast": values.fast,
                 "null_space": {str(layer): earlier.projections[layer].size for layer in layers},
-                "keys_before": len(earlier.keys[layers[0]]),
+                "keys_before": len(earlier.keys[layers[0]]), "covariance_tokens": earlier.tokens,
             },
             state=self._after(model, tokenizer, places, edits, prefixes, delta, earlier),
         )  # fmt: skip
@@ -172,7 +173,7 @@ class AlphaEdit(WeightEditor):
             for layer in layers
         }
         none = torch.zeros(0, places.mlp_width, dtype=torch.float64, device=model.device)
-        return Earlier(projections, dict.fromkeys(layers, none))
+        return Earlier(projections, dict.fromkeys(layers, none), found.tokens)
 
     def _after(
         self,
@@ -194,7 +195,7 @@ class AlphaEdit(WeightEditor):
                 walk.up_to(layer)
                 new = mean_keys(walk.keys(), rows, len(edits), "balanced")
                 keys[layer] = torch.cat([earlier.keys[layer], new])
-        return Earlier(earlier.projections, keys)
+        return Earlier(earlier.projections, keys, earlier.tokens)
 
 
 def null_space(

@@ -1,7 +1,8 @@
 """EMMET: ROME for many facts at once, every key held to its value (Gupta et al. 2024, arXiv:2403.14236).
 
 The smallest change of what W does to all other keys under the constraints (W + Delta) k_i = v_i:
-Delta = R (K^T C^-1 K + relax I)^-1 K^T C^-1. For one edit without relaxation it is r-ROME's update.
+Delta = R (K^T C^-1 K + relax I)^-1 K^T C^-1. As in the published code R is MEMIT's: what the bare prompt lacks of v*,
+while K are mean keys over the contexts. Without contexts, one edit without relaxation is r-ROME's update.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class Emmet(WeightEditor):
             ),
             info={
                 "layers": [layer], "covariance_weight": weight, "relax": relax, "site": site,
-                "prefixes": list(prefixes), "fast": values.fast,
+                "prefixes": list(prefixes), "fast": values.fast, "covariance_tokens": metric.tokens,
             },
         )  # fmt: skip
 

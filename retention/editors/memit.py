@@ -117,6 +117,6 @@ class Memit(WeightEditor):
             ),
             info={
                 "layers": layers, "covariance_weight": weight, "site": site, "prefixes": list(prefixes),
-                "fast": values.fast,
+                "fast": values.fast, "covariance_tokens": max(metric.tokens for metric in metrics.values()),
             },
         )  # fmt: skip

@@ -116,5 +116,11 @@ class Rome(WeightEditor):
             diagnostics=tuple(
                 {**entry, "update_norm": norm} for entry, norm in zip(values.diagnostics, norms, strict=True)
             ),
-            info={"layers": [layer], "variant": self.variant, "prefixes": list(prefixes), "fast": values.fast},
+            info={
+                "layers": [layer],
+                "variant": self.variant,
+                "prefixes": list(prefixes),
+                "fast": values.fast,
+                "covariance_tokens": metric.tokens,
+            },
         )

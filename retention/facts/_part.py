@@ -27,6 +27,10 @@ class FactsPart(Part):
         "as_edited",
         description="as_edited: intrinsic facts come from the relations of the edited ones, so that groups compare",
     )
+    intrinsic_exposures: Literal["as_edited", "any"] = Field(
+        "as_edited",
+        description="as_edited: intrinsic facts were stated in pretraining as often as the edited, where known",
+    )
     seed: int | None = Field(None, description="of the draw; left out, it is the run's own seed")
 
     def files(self) -> list[Path]:

@@ -122,6 +122,9 @@ def read_records(path: Path) -> list[Record]:
     """
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        siblings = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such file{nearest(path.name, siblings)}") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; a file of JSON lines or one JSON array was expected") from None
     except UnicodeDecodeError as error:

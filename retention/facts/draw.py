@@ -64,7 +64,9 @@ def draw(pool: FactPool, want: FactsPart, seed: int, known: Known, rival: Rival)
             near = [f for f in by_object[edit.fact.relation, edit.fact.target] if f.subject not in subjects]
             rng.shuffle(near)
         for fact in near[: want.neighbors]:
-            asked.append((fact, "neighbor", fact.target, None, edit.fact.id))
+            # The edit's new object is the foil: CounterFact's neighborhood score asks whether it bleeds over.
+            foil = edit.target if edit.target != fact.target else None
+            asked.append((fact, "neighbor", fact.target, foil, edit.fact.id))
             taken.add(fact.id)
         siblings = [
             f
@@ -80,6 +82,11 @@ def draw(pool: FactPool, want: FactsPart, seed: int, known: Known, rival: Rival)
     if want.intrinsic_relations == "as_edited":
         relations = {e.fact.relation for e in edits}
         candidates = [f for f in candidates if f.relation in relations]
+    if want.intrinsic_exposures == "as_edited":
+        stated = {e.fact.exposures for e in edits}
+        # Facts that pretraining never stated (injection) have no equals that the model knows: then all may do.
+        if stated & {f.exposures for f in candidates}:
+            candidates = [f for f in candidates if f.exposures in stated]
     rng.shuffle(candidates)
     intrinsic = _known_facts(candidates, want.intrinsic, known, drop)
     asked += [(f, "intrinsic", f.target, None, None) for f in intrinsic]

@@ -150,3 +150,30 @@ def test_mean_keys(tiny_model: Any) -> None:
     assert balanced == pytest.approx([0 / 2 + (1 + 4 + 9) / 6, (16 + 64) / 4 + (25 + 36 + 49) / 6])
     bare = statement_rows(tiny_model("llama").tokenizer, EDITS[:1], ())
     assert mean_keys(keys[:1] + 3, bare, 1, "balanced").tolist() == [[3.0]]
+
+
+def test_reading_stops_once_directions_have_settled(tiny_model: Any, corpus: tuple[str, ...]) -> None:
+    """What it reads is the covariance of just those texts, and told; a stricter bound reads on."""
+    loaded = tiny_model("llama")
+    many = tuple(f"{text} {text}" for text in corpus) * 60
+    whole = covariances(loaded.model, loaded.tokenizer, [0, 2], many, Covariance(tokens=50_000))
+    loose = covariances(loaded.model, loaded.tokenizer, [0, 2], many, Covariance(tokens=50_000, settle=0.5))
+    strict = covariances(loaded.model, loaded.tokenizer, [0, 2], many, Covariance(tokens=50_000, settle=1e-12))
+    assert _keys.FIRST_LOOK < loose.tokens < strict.tokens <= whole.tokens
+    drawn = _keys._sample(loaded.tokenizer, many, Covariance(tokens=50_000))
+    total, used = 0, 0
+    while total < loose.tokens:
+        total += len(drawn[used])
+        used += 1
+    assert total == loose.tokens
+    sums = _keys._accumulate(loaded.model, anatomy(loaded.model), [0, 2], sorted(drawn[:used], key=len, reverse=True))
+    for layer in (0, 2):
+        expected = torch.triu(sums[layer]) + torch.triu(sums[layer], 1).T
+        assert torch.allclose(loose[layer].double(), expected / total, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(strict[layer], whole[layer], rtol=1e-4, atol=1e-6) or strict.tokens < whole.tokens
+
+
+@pytest.mark.parametrize("settle", [0.0, 1.0, -0.1])
+def test_a_bound_that_means_nothing_is_refused(settle: float) -> None:
+    with pytest.raises(ValueError, match="settle"):
+        Covariance(settle=settle)

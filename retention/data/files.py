@@ -19,3 +19,16 @@ def data_file(name: str, source: str) -> Path:
         hint = "" if root else "; set RETENTION_DATA to the folder that holds it, or give its place"
         raise UserError(f"tune.data: {source}: no such file: {looked}{hint}")
     return found
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a text file that are not blank. Raises UserError if it is missing, holds none or is not UTF-8."""
+    if not path.is_file():
+        raise UserError(f"corpus: no such file: {path}")
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"corpus: {path}: not UTF-8 text ({error.reason})") from None
+    if not lines:
+        raise UserError(f"corpus: {path}: holds no text")
+    return lines
