@@ -31,6 +31,7 @@ FACTS: dict[str, Any] = {
     "control": 2,
     "intrinsic": 8,
     "intrinsic_relations": "any",
+    "intrinsic_exposures": "any",  # this world is too small to match on them
     "neighbors": 2,
     "same_subject": 1,
     "paraphrases": 1,

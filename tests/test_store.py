@@ -214,7 +214,7 @@ def test_facts_and_questions_join_the_rows(copy):
     assert len(joined) == len(rows)
     assert not facts.duplicated(["base_id", "fact_id"]).any()
     assert all(isinstance(text, str) for texts in facts["paraphrases"] for text in texts)
-    assert {"full", "person", "place"} >= {tag for tags in facts["tags"] for tag in tags}
+    assert {"full", "person", "place", "warm"} >= {tag for tags in facts["tags"] for tag in tags}
     assert (facts["exposures"] > 0).all()
 
 
