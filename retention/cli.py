@@ -218,7 +218,7 @@ def pretrain(
 @app.command()
 def edit(
     model: Annotated[str, typer.Argument(help="a model folder, or a Hub name")],
-    edits: Annotated[Path, typer.Option("--edits", help="CounterFact (nested, flat), zsRE or plain JSON lines")],
+    edits: Annotated[Path, typer.Option("--edits", help="CounterFact, MQuAKE, zsRE or plain JSON lines")],
     out: Annotated[
         Path, typer.Option("--out", help="folder of the edited model, or with --delta the file of the update")
     ],
@@ -287,7 +287,7 @@ def revert(
 @app.command()
 def probe(
     model: Annotated[str, typer.Argument(help="a model folder, or a Hub name")],
-    facts: Annotated[Path, typer.Option("--facts", help="CounterFact (nested, flat), zsRE or plain JSON lines")],
+    facts: Annotated[Path, typer.Option("--facts", help="CounterFact, MQuAKE, zsRE or plain JSON lines")],
     out: Annotated[Path, typer.Option("--out", help="parquet file for the rows; the questions go beside it")],
     generate: Annotated[bool, typer.Option(help="also read greedy answers")] = True,
     limit: Annotated[
@@ -311,7 +311,7 @@ def layers(
     model: Annotated[str, typer.Argument(help="a model folder, a Hub name, or `world`: the embedded world's model")],
     facts: Annotated[
         Path | None,
-        typer.Option("--facts", help="CounterFact, zsRE or plain JSON lines; left out for `world`: its people's facts"),
+        typer.Option("--facts", help="as for `probe`; left out for `world`: its people's facts"),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="trace so many facts at most, drawn by --seed")] = 100,
     noise: Annotated[

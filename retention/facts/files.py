@@ -7,12 +7,13 @@ from pathlib import Path
 from retention.facts._read import read_records
 from retention.facts.counterfact import CounterFact
 from retention.facts.jsonl import JsonLines
+from retention.facts.mquake import MQuAKE
 from retention.facts.zsre import ZsRE
 from retention.types import FactPool, UserError
 
 
 def read_pool(path: str | Path) -> FactPool:
-    """Facts and edits of a CounterFact (nested or flat), zsRE or plain JSON lines file.
+    """Facts and edits of a CounterFact (nested or flat), MQuAKE, zsRE or plain JSON lines file.
 
     Raises UserError that names the file, and the line of a malformed record.
     """
@@ -21,6 +22,8 @@ def read_pool(path: str | Path) -> FactPool:
     if first is None:
         raise UserError(f"{path}: holds no record")
     keys = set(first.fields)
+    if isinstance(first.fields.get("requested_rewrite"), list):  # a case of several edits; CounterFact's is one object
+        return MQuAKE(path=str(path)).pool(0)
     if "requested_rewrite" in keys or {"ground_truth", "target_new"} <= keys:
         return CounterFact(path=str(path)).pool(0)
     if {"src", "alt"} <= keys:

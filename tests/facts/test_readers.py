@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from retention.facts.chronoedit import ChronoEdit
+from retention.facts.files import read_pool
 from retention.facts.knowedit import KnowEdit
 from retention.facts.mquake import MQuAKE
 from retention.facts.popqa import PopQA
@@ -58,6 +59,15 @@ def test_mquake_case(write):
     assert hop.through == {"Ann": "Cy", "Bob": "Dee"}
     assert [(f.text(), f.target) for f in found.facts if f.id != edit.fact.id] == [("Ann is married to", "Cy")]
     assert not found.together
+
+
+def test_a_file_of_cases_is_told_from_counterfact(write):
+    """Both have `requested_rewrite`: CounterFact's is one object, a case's a list."""
+    file = write(json.dumps([CASE]), "of_any_name.json")
+    assert read_pool(file) == MQuAKE(path=file).pool(0)
+    broken = write(json.dumps([CASE, CASE | {"requested_rewrite": []}]), "broken.json")
+    with pytest.raises(UserError, match=r"broken\.json, record 2: 'requested_rewrite' must be a list with an edit"):
+        read_pool(broken)
 
 
 def test_mquake_edits_of_a_case_belong_together(write):
