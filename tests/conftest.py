@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import retention
+from retention.facts._read import DATA_ENV
 from retention.study import Study
 from retention.world import WorldModel
 from tests.small_study import WORLD, document
@@ -23,6 +24,23 @@ from tests.small_study import WORLD, document
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def real(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Path of real data below $RETENTION_DATA, or ../shared/data where it is not set; skips where there are none.
+
+    Sets the variable. Nothing may be downloaded, and the data are not part of the project.
+    """
+    root = Path(os.environ.get(DATA_ENV) or Path(__file__).resolve().parents[2] / "shared" / "data")
+    monkeypatch.setenv(DATA_ENV, str(root))
+
+    def find(place: str) -> Path:
+        if not (root / place).exists():
+            pytest.skip(f"no {place} below {root} (set {DATA_ENV})")
+        return root / place
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -77,13 +77,24 @@ class Verbalised(FactsPart):
 
     name: Literal["verbalised"] = "verbalised"
     source: Source = Source()
+    phrasings: int = Field(
+        0,
+        ge=0,
+        description="phrasings besides the direct one that a fact must have to be edited: it may also be written with "
+        "them (mitigation paraphrase)",
+    )
 
     def files(self) -> list[Path]:
         return self.source.files()
 
     def pool(self, seed: int) -> FactPool:
         """The facts of `source`, by the source's own seed: a draw's seed must not change what a model was taught."""
-        return verbalise(self.source)
+        found = verbalise(self.source)
+        if not self.phrasings:
+            return found
+        edits = tuple(e for e in found.edits if len({*e.fact.phrasings} - {*e.prompts}) >= self.phrasings)
+        lost = len(found.edits) - len(edits)
+        return replace(found, edits=edits, dropped={**found.dropped, "edit: too few phrasings": lost})
 
 
 def verbalise(source: Source) -> FactPool:

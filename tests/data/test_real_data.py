@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-
-import pytest
 
 from retention.data.dataset import DataSet
 from retention.data.text import Text
 
-REAL = Path(os.environ.get("RETENTION_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 
-
-def real(name):
-    if not (REAL / name).is_file():
-        pytest.skip(f"needs {name} below $RETENTION_DATA")
-    return str(REAL / name)
-
-
-def test_gsm8k():
-    common = {"path": real("gsm8k/train.jsonl"), "template": "Question: {question}\nAnswer:", "completion": "answer"}
+def test_gsm8k(real):
+    common = {
+        "path": str(real("gsm8k/train.jsonl")),
+        "template": "Question: {question}\nAnswer:",
+        "completion": "answer",
+    }
     short = DataSet(**common, answer_after="####", rows=10_000).load(0)
     assert (len(short.heldout), len(short.train)) == (100, 7373)
     assert all(set(row["completion"]) <= set("-0123456789,.") for row in short.train)
@@ -31,8 +24,8 @@ def test_gsm8k():
         assert reasoning["completion"].endswith(f"#### {answer['completion']}")
 
 
-def test_instructions_and_preferences():
-    path = real("instruct/instruction_preference_1100.json")
+def test_instructions_and_preferences(real):
+    path = str(real("instruct/instruction_preference_1100.json"))
     template = "{instruction}\n{input}\nAnswer:"
     records = json.loads(Path(path).read_text(encoding="utf-8"))
     ties = sum(r["chosen"] == r["rejected"] for r in records)
@@ -49,14 +42,7 @@ def test_instructions_and_preferences():
     assert all(row["completion"] != row["rejected"] for row in (*drawn.train, *drawn.heldout))
 
 
-def test_wikitext():
-    drawn = Text(path=_wikitext(), rows=10**6).load(0)
+def test_wikitext(real):
+    drawn = Text(path=str(real("wikitext-2/wiki.valid.raw")), rows=10**6).load(0)
     assert not {r["text"] for r in drawn.train} & {r["text"] for r in drawn.heldout}
     assert len(drawn.train) > 1000
-
-
-def _wikitext():
-    found = sorted((REAL / "wikitext-2").glob("*valid*")) if (REAL / "wikitext-2").is_dir() else []
-    if not found:
-        pytest.skip("needs wikitext-2/ below $RETENTION_DATA")
-    return str(found[0])

@@ -1,12 +1,8 @@
-"""Small fact files, and the real ones where they are."""
+"""Small fact files."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -22,17 +18,3 @@ def write(tmp_path):
         return str(path)
 
     return write
-
-
-@pytest.fixture
-def real(monkeypatch):
-    """Path of a real data file or folder below $RETENTION_DATA; skips where it is absent. Sets the variable."""
-    root = Path(os.environ.get("RETENTION_DATA") or ROOT.parent / "shared" / "data")
-    monkeypatch.setenv("RETENTION_DATA", str(root))
-
-    def real(place):
-        if not (root / place).exists():
-            pytest.skip(f"no {place} below {root} (set RETENTION_DATA)")
-        return root / place
-
-    return real

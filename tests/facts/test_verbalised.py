@@ -136,6 +136,18 @@ def test_seeds(files, source):
     assert facts.pool(0) == facts.pool(7)  # the draw's seed does not change what the model was taught
 
 
+def test_only_facts_with_phrasings_enough_are_edited(source):
+    """`phrasings`: what the mitigation paraphrase may write an edit with, besides its direct prompt."""
+    pool = verbalise(source)
+    sizes = sorted(len({*e.fact.phrasings} - {*e.prompts}) for e in pool.edits)
+    assert sizes[0] < sizes[-1]
+    found = Verbalised(source=source, phrasings=sizes[-1]).pool(0)
+    assert found.edits == tuple(e for e in pool.edits if len({*e.fact.phrasings} - {*e.prompts}) == sizes[-1])
+    assert found.facts == pool.facts  # the others may still be asked about
+    assert found.dropped["edit: too few phrasings"] == len(pool.edits) - len(found.edits) > 0
+    assert "phrasings" not in Verbalised(source=source).model_dump()  # stored keys stay
+
+
 def test_leads_are_those_of_other_records(source):
     pool = verbalise(source)
     found = leads(source, pool.facts)
@@ -181,6 +193,30 @@ def test_model(source, tmp_path, files):
         assert tokenizer.unk_token_id not in ids
         assert tokenizer.decode(ids).strip() == edit.target
     assert torch.get_default_dtype() is torch.float32
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_model_that_knows_zsre_besides(source, tmp_path, write, monkeypatch):
+    def records(n):
+        one = {"src": "Where is Brook {} of all?", "pred": "Lee", "alt": "Po", "rephrase": "Of what is Brook {}?"}
+        return [{"subject": f"Brook {i}"} | {k: v.replace("{}", str(i)) for k, v in one.items()} for i in range(n)]
+
+    write(json.dumps(records(12)), "zsre/zsre_3k.json")
+    monkeypatch.setenv("RETENTION_DATA", str(tmp_path))
+    plain, model = FactModel(source=source, **SMALL), FactModel(source=source, zsre=8, **SMALL)
+    assert plain.key() != model.key()
+    assert "zsre" not in plain.model_dump()  # what was pretrained before keeps its key
+    out = model.folder(tmp_path / "cache")
+    taught = [json.loads(line) for line in (out / "facts.jsonl").read_text().splitlines()]
+    asked = [t for t in taught if t["tags"] == ["zsre"]]
+    assert len(asked) == 8
+    assert len(taught) == 8 + len(verbalise(source).facts)
+    assert all(t["templates"] == ["Where is {} of all?"] and t["held_out"] == ["Of what is {}?"] for t in asked)
+    assert "held_out" in json.loads((out / "world.json").read_text())["recall"]["zsre"]
+    write(json.dumps(records(13)), "zsre/zsre_3k.json")
+    assert model.key() != out.name
+    with pytest.raises(UserError, match="zsre: 20 facts were asked for; the file has 13"):
+        FactModel(source=source, zsre=20, **SMALL).folder(tmp_path / "cache")
 
 
 def test_key_holds_what_the_files_hold(source, files):
