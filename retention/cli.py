@@ -229,7 +229,7 @@ def edit(
     ] = "float32",
     corpus: Annotated[Path | None, typer.Option("--corpus", help="text file for the covariance of keys")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="write the first so many edits only")] = None,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1)] = 0,
 ) -> None:
     """Write the edits of a file into a model, all at once, and save it as an ordinary Hugging Face folder."""
     from retention.models import DTYPES
@@ -261,7 +261,7 @@ def apply(
     ] = "float32",
 ) -> None:
     """Put a stored update into a model."""
-    from retention.deltas import load_delta, write_edited
+    from retention.deltas import load_delta, room_for, write_edited
     from retention.models import DTYPES, load_model
 
     if dtype not in DTYPES:
@@ -269,6 +269,9 @@ def apply(
     update, soft_prompt = load_delta(delta)
     if soft_prompt is not None:
         raise UserError(f"{delta}: holds a soft prompt, which no weights can hold")
+    if not update.updates:
+        raise UserError(f"{delta}: holds no update of a weight")
+    room_for(out)
     print(json.dumps(write_edited(load_model(model), update, out, dtype), indent=1))
 
 
@@ -330,6 +333,7 @@ def layers(
     """Find the layers to edit by causal tracing. Then: python analysis/tracing.py FOLDER draws them."""
     import random
 
+    from retention.deltas import room_for
     from retention.facts.files import read_pool
     from retention.layers import table, write
     from retention.models import load_model
@@ -338,6 +342,8 @@ def layers(
     from retention.tracing import TracingSettings, trace
     from retention.world import WorldModel, build
 
+    if not os.path.isdir(out):
+        room_for(out)
     if facts is None and model != "world":
         raise UserError(f"--facts: expected a file of facts that {model} may know; only `world` brings its own")
     if facts is not None:

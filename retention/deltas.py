@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,8 +53,13 @@ def load_delta(path: Path) -> tuple[Delta, Tensor | None]:
     """What `save_delta` wrote. Raises UserError for a missing, damaged or foreign file."""
     tensors, _ = _read(path)
     updates: dict[str, Any] = {n: t for n, t in tensors.items() if ":" not in n}
-    for name in sorted(n.removesuffix(":left") for n in tensors if n.endswith(":left")):
-        updates[name] = LowRank(tensors[f"{name}:left"], tensors[f"{name}:right"])
+    for name in sorted({n.rpartition(":")[0] for n in tensors if n.endswith((":left", ":right"))}):
+        left, right = (tensors.get(f"{name}:{side}") for side in ("left", "right"))
+        if left is None or right is None or left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[0]:
+            raise UserError(f"{path}: is damaged: the factors of {name} do not fit each other")
+        updates[name] = LowRank(left, right)
+    if broken := [n for n, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
+        raise UserError(f"{path}: {broken[0]} holds numbers that are not finite")
     return Delta(updates), tensors.get(":soft_prompt")
 
 
@@ -127,17 +133,28 @@ def revert(name: Path, out: Path) -> None:
         raise UserError(f"{name}: holds no edit to take out: there is no {IN_FOLDER} in it")
     tensors, meta = _read(name / IN_FOLDER)
     delta, _ = load_delta(name / IN_FOLDER)
+    room_for(out)
     loaded = load_model(name)
     parameters = dict(loaded.model.named_parameters())
     with torch.no_grad():
         for parameter in delta.updates:
-            weight = parameters[parameter]
+            weight = parameters.get(parameter)
+            kept = [f"{parameter}:undo_{part}" for part in ("hash", "base", "index", "value")]
+            if weight is None or any(key not in tensors for key in kept):
+                lacks = f"the model has no {parameter}" if weight is None else f"it has no {kept[0]} and the like"
+                raise UserError(
+                    f"{name}: {IN_FOLDER} does not say how to take its edit out of this model ({lacks}); only a folder "
+                    "that `retention edit` or `retention apply` wrote, with nothing put in, can be reverted"
+                )
             if list(_digest(weight)) != tensors[f"{parameter}:undo_hash"].tolist():
                 raise UserError(
                     f"{name}: {parameter} is not as the edit left it (was the model fine-tuned since?), so the edit "
                     "cannot be taken out exactly"
                 )
-            restored = (weight - delta.dense(parameter).to(weight)).flatten()
+            update, wrong = delta.dense(parameter), tensors[f"{parameter}:undo_index"]
+            if update.shape != weight.shape or (len(wrong) and int(wrong.max()) >= weight.numel()):
+                raise UserError(f"{name}: {IN_FOLDER} is damaged: the update of {parameter} has another shape")
+            restored = (weight - update.to(weight)).flatten()
             restored[tensors[f"{parameter}:undo_index"].to(weight.device)] = tensors[f"{parameter}:undo_value"].to(
                 weight
             )
@@ -149,6 +166,25 @@ def revert(name: Path, out: Path) -> None:
             weight.copy_(restored.view_as(weight))
     with _publishing(out) as folder:
         _save(loaded.model, loaded, folder, meta["dtype"])
+
+
+def room_for(out: Path) -> None:
+    """Make the folder that `out` is to stand in. Raises UserError if the name is taken, or where nothing can be made.
+
+    Called before any work is done, so that no work is lost for a name.
+    """
+    try:
+        if os.path.lexists(out):
+            raise UserError(f"--out: {out}: exists already; give a new name")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+        os.stat(out)  # too long a name is told here
+    except FileNotFoundError as error:
+        if error.filename != str(out):
+            raise UserError(f"--out: {out}: cannot be made: {error.strerror}") from None
+    except OSError as error:
+        raise UserError(f"--out: {out}: cannot be made: {error.strerror}") from None
 
 
 def _digest(weight: Tensor) -> bytes:
@@ -178,9 +214,7 @@ def _save(model: PreTrainedModel, loaded: Loaded, folder: Path, dtype: str) -> N
 @contextmanager
 def _publishing(out: Path) -> Iterator[Path]:
     """A folder that appears under its name when all is written. Raises UserError if the name is taken."""
-    if out.exists():
-        raise UserError(f"{out}: exists already; give --out a new folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    room_for(out)
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()

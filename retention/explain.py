@@ -54,6 +54,8 @@ def _clean(loc: tuple[Any, ...], settings: Mapping[str, Any], *, keep_last: bool
         tags = ("hub", "peft", "one", "many", tree.get("name") if isinstance(tree, Mapping) else None)
         if not isinstance(step, int) and step in tags and not (isinstance(tree, Mapping) and (step in tree or is_key)):
             continue
+        if not isinstance(step, int) and not isinstance(tree, Mapping):  # the member of a union that was tried
+            continue
         out.append(step)
         if isinstance(tree, Mapping):
             tree = tree.get(step)
@@ -106,11 +108,6 @@ def _parts(union: Any) -> list[type[BaseModel]]:
 
 def _names(part: type[BaseModel]) -> tuple[str, ...]:
     return get_args(part.model_fields["name"].annotation) if "name" in part.model_fields else ()
-
-
-def part_fields(union: Any, name: str) -> list[str]:
-    """The settings of the part of that name in a union."""
-    return next((list(part.model_fields) for part in _parts(union) if name in _names(part)), [])
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -67,6 +67,8 @@ def load_model(
     folder = resolve(name, revision)
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"model: {folder} has no *.safetensors file; save it with save_pretrained(folder) first")
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise UserError(f"model: {folder} holds no tokenizer; save it there with tokenizer.save_pretrained(folder)")
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -74,15 +76,24 @@ def load_model(
     logging.disable_progress_bar()
     try:
         tokenizer = _tokenizer_class(folder).from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+        both: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"model: {folder} does not hold a causal language model that can be loaded: {error}") from error
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model: {folder} does not hold a causal language model that can be loaded: {reason}"
+        ) from error
     finally:
         if bars:
             logging.enable_progress_bar()
-    if len(tokenizer) == 0 or not any((folder / name).is_file() for name in TOKENIZERS):
+    model, told = both
+    if missing := sorted(told["missing_keys"]):  # transformers would go on with random numbers in their place
+        raise UserError(
+            f"model: {folder}: its weights do not fit its config.json: {len(missing)} parameters are not in the file, "
+            f"{missing[0]} among them; save model and config together with save_pretrained(folder)"
+        )
+    if len(tokenizer) == 0:
         raise UserError(f"model: {folder} holds no tokenizer; save it there with tokenizer.save_pretrained(folder)")
     if not tokenizer.is_fast:
         raise UserError(f"model: {folder} has no fast tokenizer (tokenizer.json), and places in a text need one")
@@ -104,7 +115,10 @@ def _tokenizer_class(folder: Path) -> Any:
     import transformers
 
     file = folder / "tokenizer_config.json"
-    own = json.loads(file.read_text(encoding="utf-8")).get("tokenizer_class") if file.is_file() else None
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not isinstance(settings, dict):
+        raise ValueError("its tokenizer_config.json is no JSON object")
+    own = settings.get("tokenizer_class")
     plain = own in ("PreTrainedTokenizerFast", "TokenizersBackend") and (folder / "tokenizer.json").is_file()
     return transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
 
@@ -320,6 +334,12 @@ class _Uses:
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:
             handle.remove()
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """Tokens that a text may have; None where the architecture has no limit."""
+    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit
 
 
 def down_parameter(model: PreTrainedModel, layer: int) -> tuple[str, nn.Parameter]:

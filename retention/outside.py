@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from transformers import TrainerCallback
 
 from retention.artefacts import QUESTIONS
 from retention.data.files import read_lines
-from retention.deltas import refuse_edited, save_delta, write_edited
+from retention.deltas import refuse_edited, room_for, save_delta, write_edited
 from retention.editors import AnyEditor
-from retention.explain import nearest, part_fields
+from retention.editors.ptuning import PTuning
+from retention.explain import explain, infinite
 from retention.facts.files import read_pool
 from retention.facts.questions import Asked, question, questions
 from retention.models import anatomy, load_model
@@ -25,7 +27,7 @@ from retention.probes.rivals import rivals
 from retention.soft_prompt import prompted
 from retention.stages import default_cache
 from retention.store import Keys, write_readings, write_table
-from retention.types import Edit, FactPool, Question, Reading, UserError
+from retention.types import Edit, FactPool, Part, Question, Reading, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -41,18 +43,18 @@ def editor_of(text: str) -> Any:
         value = {"name": value}
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise UserError(f"--editor: expected a name or a mapping like '{{name: rome, layer: 5}}', got {text!r}")
-    try:
-        return TypeAdapter(AnyEditor).validate_python(value)
+    settings = {"editor": value}
+    problems = list(infinite(settings, {}))
+    try:  # through JSON, as in a study, so that types are strict
+        if not problems:
+            return _Chosen.model_validate_json(json.dumps(settings, default=str), strict=True).editor
     except ValidationError as error:
-        item = error.errors(include_url=False)[0]
-        if item["type"] == "union_tag_invalid":
-            known = [e.strip().strip("'") for e in item["ctx"]["expected_tags"].split(",")]
-            raise UserError(f"--editor: unknown name {value['name']!r}{nearest(value['name'], known)}") from None
-        where = ".".join(str(step) for step in item["loc"][1:])
-        if item["type"] == "extra_forbidden":
-            known = part_fields(AnyEditor, value["name"])
-            raise UserError(f"--editor: {value['name']} has no setting {where!r}{nearest(where, known)}") from None
-        raise UserError(f"--editor: {where}: {item['msg']}, got {item['input']!r}") from None
+        problems = list(explain(error, _Chosen, settings, {}))
+    raise UserError("\n".join(f"--editor: {p.removeprefix('editor').lstrip('.: ')}" for p in problems))
+
+
+class _Chosen(Part):
+    editor: AnyEditor
 
 
 def edit_model(
@@ -76,10 +78,9 @@ def edit_model(
     wanted = list(pool.edits[:limit])
     if not wanted:
         raise UserError(f"{edits}: holds no edit: no record has a new target (target_new)")
-    if out.exists():
-        raise UserError(f"{out}: exists already; give --out a new name")
-    if not nearest_folder(out).is_dir():
-        raise UserError(f"--out: {nearest_folder(out)} is a file; give a name in a folder")
+    room_for(out)
+    if isinstance(chosen, PTuning) and not delta_only:
+        raise UserError(f"{chosen.name} changes no weight: there is no edited folder to write; use --delta")
     given = () if corpus is None else read_lines(corpus)
     loaded = load_model(name)
     if not delta_only:
@@ -93,10 +94,7 @@ def edit_model(
     )
     report: dict[str, Any] = {"editor": getattr(chosen, "label", chosen.name), "edits": len(wanted)}
     report |= {"seconds": round(result.seconds, 2), "update_norm": result.delta.norm()}
-    if delta_only or result.soft_prompt is not None:
-        if not delta_only:
-            raise UserError(f"{chosen.name} changes no weight: there is no edited folder to write; use --delta")
-        out.parent.mkdir(parents=True, exist_ok=True)
+    if delta_only:
         save_delta(out, result.delta, result.soft_prompt)
     else:
         report |= write_edited(loaded, result.delta, out, dtype)
@@ -105,11 +103,6 @@ def edit_model(
         readings = Score().read(reader, loaded.tokenizer, asked, 0)
     report["efficacy"] = sum(bool(r.all_correct) for r in readings) / len(readings)
     return report
-
-
-def nearest_folder(path: Path) -> Path:
-    """The deepest part above the path that exists."""
-    return next(parent for parent in path.absolute().parents if parent.exists())
 
 
 def questions_of(pool: FactPool, limit: int | None = None) -> list[Question]:
@@ -138,8 +131,9 @@ def probe_model(
 
     The rows have the columns of a study's; what a model read alone has not (run, editor, seeds) is null, the step is 0.
     """
-    if (out.exists() and out.is_dir()) or not nearest_folder(out).is_dir():
-        raise UserError(f"--out: {out}: expected the name of a parquet file in a folder")
+    if out.suffix != ".parquet":
+        raise UserError(f"--out: {out}: expected the name of a parquet file, such as rows.parquet")
+    room_for(out)
     pool = read_pool(facts)
     if not questions_of(pool, limit):
         raise UserError(f"{facts}: holds no fact to ask for")

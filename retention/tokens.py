@@ -59,7 +59,7 @@ def subject_span(tokenizer: PreTrainedTokenizerFast, phrasing: str, subject: str
     They are the same whatever follows, unless the subject's last characters merge with what comes after them, so
     callers encode the very text that they will run. Raises UserError if the subject has no token.
     """
-    before, after = phrasing.split("{}")
+    before, _, after = phrasing.partition("{}")  # the first: a target that follows may hold braces of its own
     text = prefix + before + subject + after
     _, offsets = _encode(tokenizer, text)
     first, last = len(prefix + before), len(prefix + before + subject)

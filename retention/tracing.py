@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from retention.hooks import BlockCalls, dry_run, on_input, on_output, undisturbed
-from retention.models import Anatomy, anatomy
+from retention.models import Anatomy, anatomy, max_positions
 from retention.tokens import encode, join, subject_span
 from retention.types import Fact, Part, UserError, content_id
 
@@ -142,6 +142,10 @@ def trace(
     settings = settings or TracingSettings()
     places = anatomy(model)
     prompts = [_prompt(tokenizer, fact) for fact in facts]
+    limit = max_positions(model)
+    for prompt in prompts:
+        if limit is not None and len(prompt.ids) > limit:
+            raise UserError(f"the fact {prompt.fact.id} has {len(prompt.ids)} tokens; the model has {limit} positions")
     with undisturbed(model), torch.no_grad():
         known = [prompt for prompt in prompts if _knows(model, prompt)]
         if not known:

@@ -1,12 +1,15 @@
 """Edits and probes outside a study: an edited folder gives the readings a study would store; taking out is exact."""
 
+import contextlib
+import io
 import json
+import re
 
 import pandas as pd
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from retention.cli import main
 from retention.deltas import load_delta, revert, save_delta, write_edited
@@ -162,15 +165,117 @@ def main_ok(arguments):
 @pytest.mark.parametrize(
     ("editor", "message"),
     [
-        ("roem", "unknown name 'roem'; did you mean 'rome'"),
-        ("{name: rome, layr: 1}", "no setting 'layr'; did you mean 'layer'"),
-        ("{name: rome, layer: one}", "layer"),
+        ("roem", "--editor: unknown name 'roem'; did you mean 'rome'"),
+        ("{name: rome, layr: 1}", "--editor: layr: unknown key; did you mean 'layer'"),
+        ("{name: rome, layer: one}", "layer: input should be a valid integer"),
+        ("{name: rome, layer: '1'}", "layer: input should be a valid integer"),
+        ("{name: rome, layer: true}", "layer: input should be a valid integer"),
+        ("{name: rome, layer: -1}", "layer: input should be greater than or equal to 0"),
+        ("{name: rome, layer: 1, v_lr: .inf}", "v_lr: expected a finite number"),
+        ("{name: rome, layer: 1, context_lengths: [0]}", "context_lengths[0]: input should be greater"),
+        ("{name: memit, covariance: {tokenz: 1}}", "covariance.tokenz: unknown key; did you mean 'tokens'"),
+        ("{name: ft, postprocess: [{name: rectt}]}", "postprocess[0]: unknown name 'rectt'; did you mean 'rect'"),
+        ("{name: ft, norm_constraint: 0}", "norm_constraint: input should be greater than 0"),
+        ("{name: ft, layer: -1}", "layer: input should be greater than or equal to 0"),
+        ("{name: freeze_tuning, layers: []}", "layers: tuple should have at least 1 item"),
+        ("{name: lora, layers: []}", "layers: tuple should have at least 1 item"),
+        ("{name: lora, targets: []}", "targets: tuple should have at least 1 item"),
+        ("{name: lora, method: loora}", "--editor: unknown adapter 'loora'; did you mean 'lora'"),
         ("[rome]", "expected a name or a mapping"),
+        ("{name: rome", "expected a name or a mapping"),
+        ("", "expected a name or a mapping"),
     ],
 )
 def test_a_wrong_editor_is_told(editor, message):
-    with pytest.raises(UserError, match=message.replace("[", r"\[")):
+    with pytest.raises(UserError, match=re.escape(message)):
         editor_of(editor)
+
+
+ROME = "{name: rome, layer: 1, covariance: {tokens: 0}, context_lengths: [], v_steps: 2}"
+
+
+def test_a_name_that_cannot_be_written_is_told_before_any_work(model, edits, tmp_path, monkeypatch):
+    monkeypatch.setattr("retention.outside.load_model", None)
+    monkeypatch.setattr("retention.models.load_model", None)
+    monkeypatch.setattr("retention.deltas.load_model", None)
+    d = tmp_path / "d.safetensors"
+    save_delta(d, Delta({"model.layers.0.mlp.down_proj.weight": torch.ones(2, 2)}))
+    edited = tmp_path / "edited"
+    edited.mkdir()
+    (edited / "retention_delta.safetensors").write_bytes(d.read_bytes())
+    verbs = [
+        ["edit", model, "--edits", edits, "--editor", ROME],
+        ["edit", model, "--edits", edits, "--editor", ROME, "--delta"],
+        ["apply", d, model],
+        ["revert", edited],
+        ["layers", model, "--facts", edits],
+    ]
+    for verb in verbs:
+        for out, told in ((edits, "exists already"), (edits / "x", "cannot be made"), ("y" * 300, "cannot be made")):
+            assert told in refused([*verb, "--out", out]), verb
+    for out, told in ((edits, "a parquet file"), (tmp_path, "a parquet file"), (edits / "r.parquet", "cannot be made")):
+        assert told in refused(["probe", model, "--facts", edits, "--out", out])
+    (tmp_path / "r.parquet").touch()
+    assert "exists already" in refused(["probe", model, "--facts", edits, "--out", tmp_path / "r.parquet"])
+    assert "no weight" in refused(["edit", model, "--edits", edits, "--editor", "ptuning", "--out", tmp_path / "p"])
+
+
+def refused(arguments):
+    """The message of a command that is refused with exit code 2."""
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error), pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    assert stop.value.code == 2, error.getvalue()
+    return error.getvalue()
+
+
+def test_damaged_updates_are_named(model, edits, tmp_path):
+    name = "model.layers.1.mlp.down_proj.weight"
+    whole = {f"{name}:left": torch.ones(32, 2), f"{name}:right": torch.ones(2, 64)}
+    wrong = [
+        ({f"{name}:left": torch.ones(32, 2)}, "do not fit each other"),
+        ({f"{name}:right": torch.ones(2, 64)}, "do not fit each other"),
+        (whole | {f"{name}:left": torch.ones(32, 5)}, "do not fit each other"),
+        (whole | {f"{name}:left": torch.ones(32)}, "do not fit each other"),
+        (whole | {f"{name}:left": torch.full((32, 2), torch.nan)}, "not finite"),
+        ({}, "holds no update"),
+    ]
+    d = tmp_path / "d.safetensors"
+    for tensors, told in wrong:
+        save_file(tensors, d, {"format": "retention-delta"})
+        assert told in refused(["apply", d, model, "--out", tmp_path / "x"])
+    save_delta(d, Delta({name: LowRank(*whole.values())}))
+    main_ok(["apply", str(d), str(model), "--out", str(tmp_path / "edited")])
+    record = tmp_path / "edited" / "retention_delta.safetensors"
+    kept, meta = load_file(record), {"format": "retention-delta", "dtype": "float32"}
+    far = {f"{name}:undo_index": torch.tensor([10**9]), f"{name}:undo_value": torch.ones(1)}
+    without = {key: value for key, value in kept.items() if not key.endswith("undo_hash")}
+    for tensors, told in (
+        (kept | far, "has another shape"),
+        (kept | {f"{name}:left": torch.ones(3, 2)}, "has another shape"),
+        (kept | {"no.such.weight": torch.ones(2)}, "the model has no no.such.weight"),
+        (without, "does not say how to take"),
+    ):
+        save_file(tensors, record, meta)
+        assert told in refused(["revert", tmp_path / "edited", "--out", tmp_path / "x"])
+    assert not (tmp_path / "x").exists()
+
+
+def test_texts_longer_than_the_model_are_named(tmp_path):
+    folder, edits = tiny.save("gpt2", tmp_path / "gpt2"), tmp_path / "edits.jsonl"
+    record = {"subject": "Anna " * 130 + "Klein", "relation": "born", "object": "Oslo", "prompt": "{} was born in"}
+    edits.write_text(json.dumps(record | {"target_new": "Rome"}) + "\n")
+    trained = "{name: ft, layer: 1, epochs: 1}"
+    for editor, told in ((ROME, "the model has 128"), (trained, "the model has 128"), ("ptuning", "20 in front of it")):
+        assert told in refused(
+            ["edit", folder, "--edits", edits, "--editor", editor, "--out", tmp_path / "x", "--delta"]
+        )
+    assert "the model has 128" in refused(["layers", folder, "--facts", edits, "--out", tmp_path / "x"])
+    short = json.dumps(record | {"subject": "Anna Klein", "target_new": "Rome"})
+    edits.write_text(short + "\n")
+    for length, told in ((128, "the model has 128 positions"), (124, "after its longest prefix")):
+        editor = ROME.replace("[]", f"[{length}]")
+        assert told in refused(["edit", folder, "--edits", edits, "--editor", editor, "--out", tmp_path / "x"])
 
 
 def test_files_that_cannot_be_used_are_named(model, edits, tmp_path):

@@ -17,7 +17,9 @@ from pydantic import Field
 
 from retention.editors.prune import Prune
 from retention.editors.rect import Rect
-from retention.types import Edit, EditResult, Part, UserError
+from retention.models import max_positions
+from retention.tokens import encode
+from retention.types import Edit, EditResult, Part, UserError, fill
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +61,7 @@ class WeightEditor(Part, ABC):
         state: `EditResult.state` of the batch before, when batches are written one after another into one model.
         """
         start = time.perf_counter()
+        check_lengths(model, tokenizer, edits)
         carried = {"state": state} if self.carries_state else {}
         with preserved(model, seed):
             result = self.write(model, tokenizer, edits, seed=seed, corpus=corpus, cache=cache, **carried)
@@ -82,6 +85,23 @@ class WeightEditor(Part, ABC):
 
         Parameters that it changes in place it restores by copy; flags, modes and RNG states are restored for it.
         """
+
+
+def check_lengths(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, edits: Sequence[Edit], before: int = 0
+) -> None:
+    """Raise UserError for an edit that is longer than the model's positions, with `before` tokens in front of it."""
+    limit = max_positions(model)
+    if limit is None:
+        return
+    for edit in edits:
+        for prompt in edit.prompts:
+            tokens = before + len(encode(tokenizer, fill(prompt, edit.fact.subject), edit.target).ids)
+            if tokens > limit:
+                raise UserError(
+                    f"the edit {edit.fact.id} has {tokens} tokens"
+                    f"{f' with {before} in front of it' if before else ''}; the model has {limit} positions"
+                )
 
 
 @contextmanager

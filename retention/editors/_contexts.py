@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from retention.models import max_positions
+from retention.types import UserError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -34,6 +37,9 @@ def sample_prefixes(
     Top-5 sampling after The, Therefore, Because, I, You in turn, where the vocabulary has them, and else after the
     beginning of a text. Each prefix has a generator of its own: one more prefix leaves the others as they were.
     """
+    limit = max_positions(model)
+    if limit is not None and max(lengths, default=0) >= limit:
+        raise UserError(f"context_lengths: a prefix of {max(lengths)} tokens; the model has {limit} positions")
     starts = [start for start in STARTS if knows(tokenizer, start)] or [""]
     head = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     if not head and starts == [""]:

@@ -29,7 +29,7 @@ class ValueEditor(WeightEditor):
     v_weight_decay: Decay | None
     clamp_norm_factor: Clamp | None
     kl_factor: float = Field(default=0.0625, ge=0, description="weight of the KL divergence at the anchors")
-    context_lengths: tuple[int, ...] = Field(
+    context_lengths: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(10,) * 5, description="tokens of each generated prefix; [] for none"
     )
     covariance: Covariance = Covariance()

@@ -18,9 +18,9 @@ from torch import Tensor
 from retention.editors._batch import FastBatch, FullBatch, Site, States
 from retention.editors._rows import Row, anchor_rows, batches, merged, statement_rows
 from retention.editors._saved import weights_hash, with_cache
-from retention.models import Anatomy, anatomy
+from retention.models import Anatomy, anatomy, max_positions
 from retention.progress import tell
-from retention.types import Edit
+from retention.types import Edit, UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,6 +77,13 @@ def target_values(
     places = anatomy(model)
     places.check(layer)
     rows = merged(statement_rows(tokenizer, edits, prefixes) + anchor_rows(tokenizer, edits))
+    longest = max(rows, key=lambda row: len(row.ids))
+    limit = max_positions(model)
+    if limit is not None and len(longest.ids) > limit:
+        raise UserError(
+            f"the edit {edits[longest.edit].fact.id} has {len(longest.ids)} tokens after its longest prefix; the model "
+            f"has {limit} positions: give shorter context_lengths"
+        )
     key = None
     if cache is not None:
         texts = [[r.edit, r.ids, r.at, r.targets, r.keep] for r in rows]

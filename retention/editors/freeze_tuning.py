@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 class FreezeTuning(WeightEditor):
     name: Literal["freeze_tuning"] = "freeze_tuning"
     last: int = Field(default=2, ge=1, description="how many of the last blocks are trained")
-    layers: tuple[int, ...] | None = None  # the blocks that are trained, instead of the last ones
+    layers: tuple[int, ...] | None = Field(
+        default=None, min_length=1, description="the blocks that are trained, instead of the last ones"
+    )
     what: Literal["all", "mlp", "attention"] = "all"  # every parameter of the blocks, or some of their matrices
     lr: float = Field(default=1e-4, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)

@@ -9,7 +9,7 @@ until an epoch's loss is below 0.01.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -30,8 +30,9 @@ BOUNDS = {"gpt2-xl": 5e-4, "gpt2-large": 1e-3, "gpt2-medium": 2e-3, "gpt-j-6b": 
 class Ft(WeightEditor):
     name: Literal["ft"] = "ft"
     variant: Literal["FT-L", "FT-M"] = "FT-L"
-    layer: int | None = None  # block whose MLP's second matrix is trained; None: the published one of a known family
-    norm_constraint: float | Literal["published"] | None = "published"
+    layer: int | None = Field(default=None, ge=0)
+    # block whose MLP's second matrix is trained; None: the published one of a known family
+    norm_constraint: Annotated[float, Field(gt=0)] | Literal["published"] | None = "published"
     # largest change of any weight; "published": the family's with FT-L where there is one; None: unbounded
     lr: float = Field(default=5e-4, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)

@@ -28,7 +28,7 @@ WHOLE_BLOCK = ("mistral-7b",)
 
 class LocFt(WeightEditor):
     name: Literal["locft"] = "locft"
-    layer: int | None = None  # None: the published one of a known family
+    layer: int | None = Field(default=None, ge=0, description="None: the published one of a known family")
     what: Literal["down", "block"] | None = None  # MLP's second matrix or the block; None: as published, else down
     lr: float | None = Field(default=None, gt=0, description="None: 5e-4 for down, 5e-5 for block")
     weight_decay: float = Field(default=0.0, ge=0)

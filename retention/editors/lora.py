@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -52,8 +52,9 @@ class Lora(WeightEditor):
     name: Literal["lora"] = "lora"
     rank: int = Field(default=32, ge=1)
     alpha: float = Field(default=32.0, gt=0, description="the update is scaled by alpha / rank")
-    targets: Literal["mlp", "attention", "all"] | tuple[str, ...] = "mlp"  # or module names, as peft matches them
-    layers: tuple[int, ...] | None = None  # blocks that get an adapter; None: all
+    targets: Literal["mlp", "attention", "all"] | Annotated[tuple[str, ...], Field(min_length=1)] = "mlp"
+    # or module names, as peft matches them
+    layers: tuple[int, ...] | None = Field(default=None, min_length=1, description="that get an adapter; None: all")
     method: str = "lora"  # or dora, or another peft method whose merged result is a change of weights
     method_options: dict[str, Any] = Field(default_factory=dict)  # further fields of peft's configuration
     dropout: float = Field(default=0.0, ge=0, lt=1, description="of the adapter's input; off when losses are reported")

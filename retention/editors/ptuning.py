@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from retention.editors._base import preserved
+from retention.editors._base import check_lengths, preserved
 from retention.editors._training import Masters, Plan, diagnostics, edit_row, fit, target_losses
 from retention.soft_prompt import prompted, wrapped
 from retention.types import Delta, Edit, EditResult, Part
@@ -68,6 +68,7 @@ class PTuning(Part):
         cache: Path | None = None,
     ) -> EditResult:
         start = time.perf_counter()
+        check_lengths(model, tokenizer, edits, self.virtual_tokens)
         rows = [edit_row(tokenizer, e, phrasing) for e in edits for phrasing in e.prompts]
         plan = Plan(
             epochs=self.epochs,

@@ -8,7 +8,7 @@ does. `p-rome` uses the bare prompt's key everywhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -50,7 +50,7 @@ class Rome(ValueEditor):
     clamp_norm_factor: Clamp | None = Field(
         default=None, description="|delta| <= this times |v0|; None: 4, 3 for gpt2-medium"
     )
-    context_lengths: tuple[int, ...] = Field(
+    context_lengths: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(5,) * 10 + (10,) * 10, description="tokens of each generated prefix; [] for none"
     )
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retention import models
 from retention.probes._prepared import Prepared
 from retention.probes._rows import NEXT, Continuation, Row, batches, pack
 
@@ -77,8 +78,8 @@ def soft_prompt(model: Any) -> Any | None:
 
 
 def max_positions(model: Any) -> int | None:
-    """Tokens a text may have; None where the architecture has no limit."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """Tokens that a text may have behind the soft prompt, if there is one; None where there is no limit."""
+    limit = models.max_positions(model)
     prompt = soft_prompt(model)
     return limit if limit is None or prompt is None else limit - prompt.num_virtual_tokens
 

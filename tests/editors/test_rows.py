@@ -43,6 +43,12 @@ def test_a_subject_that_occurs_twice_is_taken_where_the_prompt_puts_it() -> None
     assert statement_rows(tokenizer, [again], ())[0].at == 0
 
 
+def test_braces_in_a_subject_or_a_target_are_text() -> None:
+    tokenizer = tiny.tokenizer(bos=False)
+    row = statement_rows(tokenizer, [edit("Anna {} Klein", "{} is in", "the {} city")], ())[0]
+    assert words(tokenizer, row.ids[row.at :]) == ["Klein", "is", "in", "the", "<unk>"]
+
+
 def test_anchors_are_read_where_they_are_answered() -> None:
     tokenizer = tiny.tokenizer(bos=False)
     rows = anchor_rows(tokenizer, [OTHER_ANCHORS])

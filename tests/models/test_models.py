@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from retention.hooks import on_input, on_output
@@ -201,3 +202,20 @@ def test_missing_or_invalid_folders(tmp_path: Path) -> None:
     next((tmp_path / "model").glob("*.safetensors")).unlink()
     with pytest.raises(UserError, match="safetensors"):
         load_model(tmp_path / "model")
+
+
+def test_weights_and_tokenizers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    """transformers would go on with random numbers for what the file lacks."""
+    folder = tiny.save("llama_tied", tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"1 parameters are not in the file, model\.layers\.1\.mlp\.down_proj\.weight"):
+        load_model(folder)
+    (folder / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(UserError, match="no JSON object"):
+        load_model(folder)
+    for file in folder.glob("token*"):
+        file.unlink()
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        load_model(folder)
