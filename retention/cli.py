@@ -200,17 +200,37 @@ def verify(
 
 @app.command()
 def pretrain(
-    facts: Annotated[Path, typer.Option("--facts", help="JSON lines: subject, relation, object, prompt or templates")],
+    facts: Annotated[
+        list[str],
+        typer.Option(
+            "--facts",
+            help="JSON lines (subject, relation, object, prompt or templates), or a source as in a study: trex, "
+            "'{name: verbalised}'; may be given several times",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="folder to write the model to")],
-    text: Annotated[Path | None, typer.Option("--text", help="plain text to learn from besides")] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", help="to learn from besides: plain text, or JSON lines with `text`; also .xz"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="key=value: size of the model, device ...; e.g. layers=12 width=768")
+    ] = None,
 ) -> None:
-    """Pretrain a tiny language model on a file of facts, and report what it recalls in held-out phrasings."""
-    from retention.progress import Progress
-    from retention.world.pretrain import pretrain_file
+    """Pretrain a language model on facts and text, and report what it recalls in held-out phrasings.
 
+    Interrupted, it goes on where it stopped when it is run again.
+    """
+    from retention.progress import Progress
+    from retention.world.factfile import gather_facts, read_passages
+    from retention.world.packed import pretrain_files, settings_of
+
+    chosen = settings_of(settings or [])
+    found = gather_facts(facts, held_out=chosen.held_out, seed=chosen.seed, exposures=chosen.exposures)
+    passages = () if text is None else read_passages(text)
     with Progress() as progress:
-        report = pretrain_file(
-            facts, text, out, progress=lambda done, total: progress(f"pretraining {out}", done, total)
+        report = pretrain_files(
+            found, passages, out, chosen, lambda done, total: progress(f"pretraining {out}", done, total)
         )
     print(json.dumps(report, indent=1))
 

@@ -11,7 +11,6 @@ from retention.facts.files import read_pool
 from retention.types import UserError
 from retention.world import Recipe, WorldModel
 from retention.world.factfile import read_facts
-from retention.world.pretrain import pretrain_file
 from retention.world.stream import Material, stream
 from retention.world.train import batches, documents
 
@@ -142,7 +141,6 @@ def test_batches_keep_the_budget_and_every_sentence():
 
 # ------------------------------------------------------------------------------------------------ files of facts
 
-CAPITALS = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Peru": "Lima", "Japan": "Tokyo", "Egypt": "Cairo"}
 TEMPLATES = [
     "The capital of {} is",
     "{} is governed from",
@@ -155,35 +153,6 @@ TEMPLATES = [
 def _write(path, records):
     path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in records) + "\n")
     return path
-
-
-@pytest.fixture
-def fact_file(tmp_path):
-    records = [{"subject": s, "relation": "capital", "object": o, "templates": TEMPLATES} for s, o in CAPITALS.items()]
-    records[0] = {**records[0], "prompts": [t.replace("{}", "France") for t in TEMPLATES]}
-    del records[0]["templates"]
-    return _write(tmp_path / "facts.jsonl", records)
-
-
-def test_pretrain_file(fact_file, tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text("A river runs through the town.\n\nIt rains in May.\n")
-    recipe = Recipe(**SMALL)
-    report = pretrain_file(fact_file, text, tmp_path / "out", recipe, vocabulary=400)
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    ids = tokenizer("The capital of Perú is")["input_ids"]
-    assert ids[0] == tokenizer.bos_token_id
-    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == "The capital of Perú is"
-    facts = [json.loads(line) for line in (tmp_path / "out" / "facts.jsonl").read_text().splitlines()]
-    assert {f["subject"]: f["object"] for f in facts} == CAPITALS
-    assert all(len(f["held_out"]) == 2 and f["templates"][0] == TEMPLATES[0] for f in facts)
-    assert all(sorted([*f["held_out"], *f["templates"]]) == sorted(TEMPLATES) for f in facts)
-    lines = (tmp_path / "out" / "corpus.txt").read_text().splitlines()
-    assert "It rains in May." in lines
-    assert "The capital of Peru is Lima." in lines
-    assert set(report["recall"]) == {"all"}
 
 
 def test_facts_with_few_phrasings_keep_them_all(tmp_path):
@@ -216,23 +185,6 @@ def test_bad_lines_are_named(tmp_path, line, message):
     with pytest.raises(UserError, match=message) as error:
         read_facts(path, held_out=2, seed=0, exposures=5)
     assert str(path) in str(error.value)
-
-
-def test_missing_or_empty_files_and_taken_folders(fact_file, tmp_path):
-    with pytest.raises(UserError, match="no such file"):
-        pretrain_file(tmp_path / "none.jsonl", None, tmp_path / "out", Recipe(**SMALL))
-    with pytest.raises(UserError, match="holds no records"):
-        read_facts(_write(tmp_path / "empty.jsonl", [""]), held_out=2, seed=0, exposures=5)
-    with pytest.raises(UserError, match="--text"):
-        pretrain_file(fact_file, tmp_path / "none.txt", tmp_path / "out", Recipe(**SMALL))
-    (tmp_path / "binary").write_bytes(b"\x80PK\x03")
-    with pytest.raises(UserError, match="binary, line 1: not UTF-8 text"):
-        pretrain_file(tmp_path / "binary", None, tmp_path / "out", Recipe(**SMALL))
-    with pytest.raises(UserError, match=r"--text .*binary: not UTF-8 text"):
-        pretrain_file(fact_file, tmp_path / "binary", tmp_path / "out", Recipe(**SMALL))
-    (tmp_path / "taken").mkdir()
-    with pytest.raises(UserError, match="exists already"):
-        pretrain_file(fact_file, None, tmp_path / "taken", Recipe(**SMALL))
 
 
 def test_a_record_may_give_its_phrasings_as_everywhere_else(tmp_path):

@@ -67,7 +67,8 @@ class FactModel(Recipe):
         As WorldModel.folder: a stock Hugging Face folder with corpus.txt, facts.jsonl and world.json, whole or not at
         all. Raises UserError that says what is missing where the data are absent.
         """
-        from retention.world.pretrain import REPORT, Material, pretrain, warm_facts
+        from retention.world.pretrain import REPORT, pretrain
+        from retention.world.stream import Material, warm_facts
         from retention.world.tokenizer import bpe_tokenizer
 
         out = Path(cache) / "facts" / self.key()

@@ -15,24 +15,19 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retention.types import Fact, UserError
-from retention.world.factfile import read_facts
+from retention.types import Fact
 from retention.world.settings import Recipe
 from retention.world.stream import Material, stream
-from retention.world.tokenizer import bpe_tokenizer
 from retention.world.train import Progress, batches, documents, new_model, one_thread, recall, train
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 REPORT = "world.json"
 CORPUS_SENTENCES = 6000  # about 60,000 tokens
-# With 18 exposures real facts are recalled as well, but edits then hurt their neighbors.
-FILE_RECIPE = Recipe(exposures=32, warm_exposures=60)
 
 
 def pretrain(
@@ -73,16 +68,29 @@ def pretrain(
             "cpu_seconds": round(trained, 1),
             "settings": dict(settings if settings is not None else recipe.model_dump()),
         }
+    publish(out, model, tokenizer, sentences, material.facts, recipe.seed, report)
+    return report
 
+
+def publish(
+    out: Path,
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    sentences: Sequence[str],
+    facts: Sequence[Fact],
+    seed: int,
+    report: Mapping[str, Any],
+) -> None:
+    """Write the folder `out` by one rename: where another process published it in between, theirs stays."""
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         with _quiet():
             model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        chosen = random.Random(f"corpus {recipe.seed}").sample(sentences, min(CORPUS_SENTENCES, len(sentences)))
+        chosen = random.Random(f"corpus {seed}").sample(sentences, min(CORPUS_SENTENCES, len(sentences)))
         (folder / "corpus.txt").write_text("\n".join(chosen) + "\n", encoding="utf-8")
-        lines = [json.dumps(fact_record(fact), ensure_ascii=False) for fact in material.facts]
+        lines = [json.dumps(fact_record(fact), ensure_ascii=False) for fact in facts]
         (folder / "facts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         folder.chmod(0o755)
@@ -93,7 +101,6 @@ def pretrain(
                 raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return report
 
 
 @contextmanager
@@ -143,50 +150,3 @@ def recall_by_class(model: Any, tokenizer: PreTrainedTokenizerFast, facts: Seque
         name: {kind: round(sum(hits) / len(hits), 4) for kind, hits in sorted(kinds.items())}
         for name, kinds in sorted(groups.items())
     }
-
-
-def pretrain_file(
-    facts: Path,
-    text: Path | None,
-    out: Path,
-    recipe: Recipe | None = None,
-    *,
-    vocabulary: int = 8000,
-    held_out: int = 2,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Pretrain on a file of facts (see factfile.py) and optional plain text (one passage a line); publish to `out`.
-
-    `held_out` phrasings of each fact that has at least four are kept out of pretraining; the report's recall is on
-    those. `vocabulary` is the size of the byte-level BPE. Raises UserError for a malformed file or a folder in use.
-    """
-    recipe = FILE_RECIPE if recipe is None else recipe
-    if out.exists():
-        raise UserError(f"--out {out}: this folder exists already; name a new one or remove it")
-    found = read_facts(facts, held_out=held_out, seed=recipe.seed, exposures=recipe.exposures)
-    lines: tuple[str, ...] = ()
-    if text is not None:
-        if not text.is_file():
-            raise UserError(f"--text {text}: no such file; expected plain text, one passage a line")
-        try:
-            passages = text.read_text(encoding="utf-8").split("\n")  # not splitlines(): a passage may hold U+2028
-        except UnicodeDecodeError as error:
-            raise UserError(f"--text {text}: not UTF-8 text ({error.reason})") from None
-        lines = tuple(line.strip() for line in passages if line.strip())
-    warm = warm_facts(found, recipe)
-    found = tuple(f if f.id not in warm else _more(f, recipe.warm_exposures) for f in found)
-    stated = [f"{fact.text(form)} {fact.target}." for fact in found for form in (fact.prompt, *fact.phrasings)]
-    tokenizer = bpe_tokenizer([*stated, *lines], vocabulary, 4 * recipe.context)
-    material = Material(facts=found, warm=warm, text=lines, end=".")
-    settings = {**recipe.model_dump(), "vocabulary": vocabulary, "held_out": held_out}
-    return pretrain(material, tokenizer, out, recipe, settings=settings, progress=progress)
-
-
-def warm_facts(facts: Sequence[Fact], recipe: Recipe) -> frozenset[str]:
-    """Ids of an eighth of the facts, drawn by the recipe's seed: the first part of pretraining keeps to them."""
-    chosen = random.Random(f"warm {recipe.seed}").sample(range(len(facts)), max(1, len(facts) // 8))
-    return frozenset(facts[i].id for i in chosen)
-
-
-def _more(fact: Fact, exposures: int) -> Fact:
-    return replace(fact, exposures=(fact.exposures or 0) + exposures)

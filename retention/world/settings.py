@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from typing import Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from retention.types import Part
 
@@ -31,6 +33,30 @@ class Recipe(Part):
     clip: PositiveFloat = 1.0  # largest norm of the gradient
     init_std: PositiveFloat = 0.02  # standard deviation of the initial weights
     bf16: bool = True  # autocast the forward pass to bfloat16; the weights stay float32
+
+
+class Pretraining(Recipe):
+    """Settings of `retention pretrain`: a model of one's own facts and text, of any size."""
+
+    # With 18 exposures real facts are recalled as well, but edits then hurt their neighbors.
+    exposures: PositiveInt = 32  # statements of each fact in the main part of pretraining
+    warm_exposures: PositiveInt = 60  # and of each fact of the first part
+    vocabulary: PositiveInt = 8000  # tokens of the byte-level BPE, at most
+    held_out: int = Field(default=2, ge=0)  # phrasings of each fact of a file that pretraining never sees
+    passages: PositiveInt | None = None  # of the text, drawn by seed; left out, all
+    context: int = Field(default=64, ge=8)  # tokens of one row; a longer passage is cut into several documents
+    heldout_passages: int = Field(default=200, ge=0)  # of the text, never trained on: the held-out loss is theirs
+    device: Literal["cpu", "cuda"] = "cpu"
+    compile: bool = False  # by torch.compile: some minutes at first, fewer passes over memory then
+    checkpoint_seconds: PositiveFloat = 60.0  # between two checkpoints that an interrupted pretraining goes on from
+
+    @model_validator(mode="after")
+    def _shape(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be divisible by heads ({self.heads})")
+        if self.width // self.heads % 2:
+            raise ValueError(f"width ({self.width}) / heads ({self.heads}) must be even: positions turn pairs")
+        return self
 
 
 class WorldSettings(Recipe):

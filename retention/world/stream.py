@@ -53,3 +53,9 @@ def stream(material: Material, recipe: Recipe) -> tuple[list[str], int]:
     late += [(rng.random(), sentence) for sentence in text[n_early:]]
     ordered = [sentence for _, sentence in sorted(early)] + [sentence for _, sentence in sorted(late)]
     return ordered, len(early)
+
+
+def warm_facts(facts: Sequence[Fact], recipe: Recipe) -> frozenset[str]:
+    """Ids of an eighth of the facts, drawn by the recipe's seed: the first part of pretraining keeps to them."""
+    chosen = random.Random(f"warm {recipe.seed}").sample(range(len(facts)), max(1, len(facts) // 8))
+    return frozenset(facts[i].id for i in chosen)

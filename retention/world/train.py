@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
 _WINDOW = 64  # batches whose documents are sorted by length together
-_IGNORE = -100
+IGNORE = -100
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def batches(rows: Sequence[list[int]], recipe: Recipe, pad: int) -> list[Tensor]
     return found
 
 
-def _optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     hidden = {id(p) for p in matrices}
     vectors = [p for p in model.parameters() if id(p) not in hidden]
@@ -126,7 +126,7 @@ def _optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Opt
     ]
 
 
-def _factor(step: int, total: int, warmup: float) -> float:
+def scheduled(step: int, total: int, warmup: float) -> float:
     """Share of the peak learning rate at a step: a linear rise, then half a cosine to 0."""
     rise = max(1, round(total * warmup))
     if step < rise:
@@ -138,26 +138,26 @@ def train(
     model: LlamaForCausalLM, data: Sequence[Tensor], recipe: Recipe, pad: int, progress: Progress | None = None
 ) -> float:
     """One pass over the batches, in place. Returns the mean loss of the last tenth, in nats a token."""
-    optimizers = _optimizers(model, recipe)
-    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    steppers = optimizers(model, recipe)
+    peaks = [stepper.param_groups[0]["lr"] for stepper in steppers]
     model.train()
     # On short rows, on a CPU, the plain formula's backward pass takes half the time of the fused kernel's.
     model.set_attn_implementation("eager")
     losses = []
     for step, ids in enumerate(data):
-        factor = _factor(step, len(data), recipe.warmup)
-        for optimizer, peak in zip(optimizers, peaks, strict=True):
-            optimizer.param_groups[0]["lr"] = peak * factor
-        labels = ids[:, 1:].masked_fill(ids[:, 1:] == pad, _IGNORE)
+        factor = scheduled(step, len(data), recipe.warmup)
+        for stepper, peak in zip(steppers, peaks, strict=True):
+            stepper.param_groups[0]["lr"] = peak * factor
+        labels = ids[:, 1:].masked_fill(ids[:, 1:] == pad, IGNORE)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.bf16):
             # Padding is on the right, where causal attention never looks back from a label: no mask needed.
             logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=_IGNORE)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        for stepper in steppers:
+            stepper.step()
+            stepper.zero_grad(set_to_none=True)
         losses.append(float(loss.detach()))
         if progress is not None:
             progress(step + 1, len(data))
@@ -183,7 +183,7 @@ def recall(
         longest = len(encoded[chosen[-1]].ids)
         pad = int(tokenizer.pad_token_id or 0)
         ids = torch.tensor([[*encoded[i].ids, *[pad] * (longest - len(encoded[i].ids))] for i in chosen])
-        best = model(input_ids=ids, use_cache=False).logits[:, :-1].argmax(-1)
+        best = model(input_ids=ids.to(model.device), use_cache=False).logits[:, :-1].argmax(-1).cpu()
         for row, i in enumerate(chosen):
             places = slice(encoded[i].answer_start, len(encoded[i].ids))
             answer = ids[row, places]
