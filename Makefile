@@ -1,9 +1,9 @@
-# make demo | test | check | setup | chaos. Each works alone on a machine with Python >= 3.11 and make.
+# make demo | test | check | setup | figures | chaos. Each works alone on a machine with Python >= 3.11 and make.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check setup chaos
+.PHONY: demo test check setup figures chaos
 
 setup: $(VENV)/.ready
 
@@ -25,6 +25,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every figure and table of results/ again, from the tables stored there; git diff shows what has changed.
+figures: setup
+	$(BIN)/python analysis/figures.py results
 
 chaos: setup
 	$(BIN)/python benchmarks/chaos.py

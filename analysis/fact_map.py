@@ -3,44 +3,48 @@
     python analysis/fact_map.py results/STUDY [--mitigations none] [--criterion all_correct] [--out FOLDER]
 
 A line is a fact of one run that was right at step 0, the ones that start nearest the brink at the bottom; a cross marks
-where it is wrong. One column of maps for each cell with the chosen mitigations. Writes PNG, PDF, and as CSV the step at
-which each fact was first found wrong.
+where it is wrong. One column of maps for each cell with the chosen mitigations. Writes PNG, PDF, and as CSV each fact's
+margin at each step, whether it is right, and the step at which it was first found wrong.
 """
 
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import style
+import tables
 from matplotlib.axes import Axes
-from opened import GROUPS, Cell, Opened, opened, parser, script
+from opened import GROUPS, Cell, Opened, drawn_from, names_of, parser, script, title
 
 from retention.statistics import survival
 from retention.statistics.fates import histories
-from retention.store import write_text
 from retention.types import UserError
 
 SCALE = 8.0  # nats: margins beyond are drawn as this
 
 
-def table(study: Opened, cell: Cell, group: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """margin [facts, steps] and right [facts, steps] of the facts right at step 0, sorted by margin; steps."""
+def table(study: Opened, cell: Cell, group: str) -> pd.DataFrame:
+    """One line for each fact right at step 0, by its margin there: run_id, fact_id, margin@STEP (nats), right@STEP,
+    last_right and first_wrong (steps), state.
+    """
     right = histories(cell.rows, group, study.criterion, form=study.form)
+    if right.empty or 0 not in right:
+        return pd.DataFrame(columns=["run_id", "fact_id"])
     rows = cell.rows.assign(margin=(cell.rows["logp_target"] - cell.rows["logp_foil"]).astype(float))
     margins = histories(rows, group, "margin", form=study.form, kind="Float64")
-    if right.empty or 0 not in right:
-        return np.zeros((0, 0)), np.zeros((0, 0)), []
-    values, told = margins.to_numpy(float, na_value=np.nan), right.to_numpy(float, na_value=np.nan)
-    alive = told[:, 0] == 1
-    values, told = values[alive], told[alive]
-    order = np.argsort(-values[:, 0], kind="stable")
-    return values[order], told[order], [int(s) for s in right.columns]
+    both = pd.concat([margins.add_prefix("margin@"), right.astype("Float64").add_prefix("right@")], axis=1)
+    both = both[both["right@0"] == 1].sort_values("margin@0", ascending=False, kind="stable").reset_index()
+    lost = survival.lifetimes(cell.rows, group, study.criterion, form=study.form)
+    lost = lost.rename(columns={"low": "last_right", "high": "first_wrong"}).replace(np.inf, np.nan)
+    lost["state"] = np.where(lost["first_wrong"].isna(), "never found wrong", "lost")
+    return both.merge(lost, on=["run_id", "fact_id"], how="left").drop(columns="question_id")
 
 
-def draw(axes: Axes, values: np.ndarray, right: np.ndarray, steps: list[int]):
+def heat(axes: Axes, values: np.ndarray, right: np.ndarray, steps: list[int]):
     image = axes.imshow(values, cmap="PuOr", vmin=-SCALE, vmax=SCALE, aspect="auto", interpolation="nearest")
     y, x = np.nonzero(right == 0)
     size = float(np.clip(160 / max(len(right), 1), 0.4, 3))
@@ -51,47 +55,64 @@ def draw(axes: Axes, values: np.ndarray, right: np.ndarray, steps: list[int]):
     return image
 
 
-def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--mitigations", default=None, help="of the cells shown; left out, none")
-    study = opened(args := arguments.parse_args())
+def compute(study: Opened, mitigations: str | None = None) -> None:
     there = sorted({cell.named["mitigations"] for cell in study.cells})
-    chosen = args.mitigations or ("none" if "none" in there else there[0])
+    chosen = mitigations or ("none" if "none" in there else there[0])
     if chosen not in there:
         near = difflib.get_close_matches(chosen, there, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"mitigations: no complete run has {chosen!r}; there are {', '.join(there)}{hint}")
-    cells = [cell for cell in study.cells if cell.named["mitigations"] == chosen]
+    parts = []
+    for cell in study.cells:
+        if cell.named["mitigations"] == chosen:
+            named = study.named(cell)
+            for group in GROUPS:
+                found = table(study, cell, group)
+                if found.empty:
+                    found = pd.DataFrame([{"run_id": None, "fact_id": None, "state": "none right at step 0"}])
+                parts.append(found.assign(**named, group=group))
+    found = pd.concat(parts, ignore_index=True).assign(**study.how)
+    first = [*study.varied, "group", "run_id", "fact_id"]
+    tables.keep(study.out, "fact_map", found[[*first, *(name for name in found if name not in first)]])
+
+
+def draw(source: Path, out: Path) -> None:
+    found = tables.read(source, "fact_map", names_end="group")
+    names = names_of(found, "group")
+    cells = list(found.groupby(names, sort=False))
     plt.rcParams.update(style.RC)
     drawn, grid = plt.subplots(
         2, len(cells), figsize=(1.0 + 1.8 * len(cells), 5.2), squeeze=False, sharex="col", layout="constrained",
         height_ratios=[1, 1.4],
     )  # fmt: skip
-    image, lives = None, []
-    for j, cell in enumerate(cells):
+    image = None
+    for j, (key, cell) in enumerate(cells):
         for i, group in enumerate(GROUPS):
-            values, right, steps = table(study, cell, group)
-            if len(right):
-                image = draw(grid[i][j], values, right, steps)
+            part = cell[(cell["group"] == group) & cell["fact_id"].notna()]
+            # Runs of one cell may be read at other steps: a column that is empty throughout is not this cell's.
+            steps = [n.partition("@")[2] for n in part if n.startswith("right@") and part[n].notna().any()]
+            if len(part):
+                values, right = (part[[f"{what}@{s}" for s in steps]].to_numpy(float) for what in ("margin", "right"))
+                image = heat(grid[i][j], values, right, [int(s) for s in steps])
             else:
                 grid[i][j].text(0.5, 0.5, "none right\nat step 0", ha="center", transform=grid[i][j].transAxes)
-            head = "" if i else style.wrap(study.title(cell)) + "\n"
-            grid[i][j].set_title(f"{head}{group}, n = {len(right)}")
-            lost = survival.lifetimes(cell.rows, group, study.criterion, form=study.form)
-            named = {name: cell.named[name] for name in study.varied}
-            lives.append(lost.assign(group=group, **named).rename(columns={"low": "last_right", "high": "first_wrong"}))
+            head = "" if i else style.wrap(title(dict(zip(names, key, strict=True)))) + "\n"
+            grid[i][j].set_title(f"{head}{group}, n = {len(part)}")
     if image is not None:
         drawn.colorbar(image, ax=grid, label="answer over foil, nats", extend="both", shrink=0.6)
     for line in grid:
         line[0].set_ylabel("facts, by margin at step 0")
     drawn.supxlabel("fine-tuning steps (x: wrong)", fontsize=style.RC["axes.labelsize"])
-    for path in style.save(drawn, study.out, "fact_map"):
+    for path in style.save(drawn, out, "fact_map"):
         print(f"figure: {path}")
-    found = pd.concat(lives, ignore_index=True)
-    found["first_wrong"] = found["first_wrong"].astype(float).replace(np.inf, np.nan)
-    found["state"] = np.where(found["first_wrong"].isna(), "never found wrong", "lost")
-    write_text(study.out / "fact_map.csv", found.to_csv(index=False, float_format="%.6g"))
-    print(f"table: {study.out / 'fact_map.csv'}")
+    plt.close(drawn)
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--mitigations", default=None, help="of the cells shown; left out, none")
+    args = arguments.parse_args()
+    draw(*drawn_from(args, lambda study: compute(study, args.mitigations)))
 
 
 if __name__ == "__main__":

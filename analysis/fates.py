@@ -8,33 +8,48 @@ Markdown and LaTeX.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import tables
-from opened import opened, parser, script
+from opened import Opened, drawn_from, names_of, parser, script
 
-from retention import statistics as st
 from retention.statistics.fates import FATES, by_criteria
 
 
-def main() -> None:
-    study = opened(parser(__doc__).parse_args())
-    lines, shown = [], []
+def compute(study: Opened) -> None:
+    lines = []
     for cell, group, rows in study.each():
-        named = {name: cell.named[name] for name in study.varied} | {"group": group, "runs": len(cell.runs)}
-        found = by_criteria(rows, group, form=study.form)
-        lines += [named | line for line in found.to_dict("records")]
-        for fate in FATES:
-            told = {}
-            for row in found[found["fate"] == fate].itertuples():
-                estimate = st.Estimate(value=row.value, low=row.low, high=row.high, n=row.n) if row.n else None
-                told[row.criterion] = tables.told(estimate, "no such fact")
-            shown.append(named | {"of facts": fate} | told)
+        named = study.named(cell) | {"group": group, "runs": len(cell.runs)}
+        for line in by_criteria(rows, group, form=study.form).to_dict("records"):
+            lines.append(named | line | {"form": study.form})
+    tables.keep(study.out, "fates", pd.DataFrame(lines))
+
+
+def draw(source: Path, out: Path) -> None:
+    found = tables.read(source, "fates", names_end="group").rename(columns={"low": "value_low", "high": "value_high"})
+    found = found.rename(columns={"n": "value_n"})
+    names = [*names_of(found, "group"), "group", "runs"]
+    shown = []
+    for key, part in found.groupby([*names, "fate"], sort=False):
+        told = {
+            row["criterion"]: tables.told(tables.estimate(row, "value"), "no such fact") for _, row in part.iterrows()
+        }
+        shown.append(dict(zip([*names, "of facts"], key, strict=True)) | told)
+    form = found["form"].iloc[0]
     note = (
-        f"Shares of facts ({study.form} questions) with 95 % intervals (n facts), by each criterion. "
+        f"Shares of facts ({form} questions) with 95 % intervals (n facts), by each criterion. "
         + "; ".join(f"{name}: {text}" for name, text in FATES.items())
         + "."
     )
-    tables.write(study.out, "fates", pd.DataFrame(lines), pd.DataFrame(shown), note)
+    order = {fate: i for i, fate in enumerate(FATES)}
+    table = pd.DataFrame(shown).sort_values("of facts", key=lambda f: f.map(order), kind="stable")
+    table = table.sort_values(names, kind="stable") if names else table
+    tables.show(out, "fates", table, note)
+
+
+def main() -> None:
+    draw(*drawn_from(parser(__doc__).parse_args(), compute))
 
 
 if __name__ == "__main__":

@@ -8,14 +8,16 @@ Writes a forest plot (PNG, PDF), the table of differences, and that of balance (
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import style
 import tables
-from opened import Opened, opened, parser, right_by, script
+from opened import Opened, drawn_from, names_of, parser, right_by, script, title
 
 import retention
-from retention.statistics import Estimate, matching
+from retention.statistics import matching
 
 HOW = {  # name -> look
     "unmatched": {"color": "#999999", "marker": "D"},
@@ -24,12 +26,12 @@ HOW = {  # name -> look
 }
 
 
-def lines(study: Opened) -> tuple[pd.DataFrame, pd.DataFrame]:
+def compute(study: Opened) -> None:
     """One line a cell of differences; one a cell and covariate of balance."""
     facts = retention.load(study.results, "facts")
     found, balance = [], []
     for cell in study.cells:
-        named = {name: cell.named[name] for name in study.varied}
+        named = study.named(cell)
         table = matching.fact_table(cell.rows, facts, study.criterion, form=study.form)
         pairs, model = matching.matched(table), matching.regression(table)
         none = "no edited fact is right at step 0" if pairs.edited == 0 else "no intrinsic fact is right at step 0"
@@ -48,25 +50,25 @@ def lines(study: Opened) -> tuple[pd.DataFrame, pd.DataFrame]:
         )  # fmt: skip
         balance += [named | {"pairs": pairs.matched.difference.n if pairs.matched.difference else 0} | dict(row)
                     for row in pairs.balance.to_dict("records")]  # fmt: skip
+    differences = pd.DataFrame(found)
+    for name in HOW:
+        at = differences.columns.get_loc(f"{name}_p") + 1
+        differences.insert(at, f"{name}_q", tables.false_discovery(differences[f"{name}_p"].astype(float)))
+    tables.keep(study.out, "forest", differences.assign(**study.how))
     columns = [*study.varied, "pairs", "covariate", "edited", "intrinsic", "before", "after"]
-    return pd.DataFrame(found), pd.DataFrame(balance, columns=columns)
+    tables.keep(study.out, "balance", pd.DataFrame(balance, columns=columns))
 
 
-def estimate(row: pd.Series, name: str) -> Estimate | None:
-    if pd.isna(row[name]):
-        return None
-    return Estimate(value=row[name], low=row[f"{name}_low"], high=row[f"{name}_high"], n=int(row[f"{name}_n"]))
-
-
-def figure(study: Opened, found: pd.DataFrame):
+def figure(found: pd.DataFrame):
     plt.rcParams.update(style.RC)
-    titles = [study.title(cell) for cell in study.cells]
+    names = names_of(found, "runs")
+    titles = [title(dict(zip(names, row, strict=True))) for row in found[names].itertuples(index=False, name=None)]
     wide = min(max(map(len, titles)), 34)
     drawn, axes = plt.subplots(figsize=(3.0 + 0.055 * wide, 0.8 + 0.42 * len(found)), layout="constrained")
     for i, row in found.iterrows():
         assert isinstance(i, int)
         for j, (name, look) in enumerate(HOW.items()):
-            e, y = estimate(row, name), i + 0.25 * (j - 1)
+            e, y = tables.estimate(row, name), i + 0.25 * (j - 1)
             if e is None:
                 axes.text(0, y, f"{name}: not told", fontsize=5.5, color=look["color"], va="center")
                 continue
@@ -86,37 +88,52 @@ def figure(study: Opened, found: pd.DataFrame):
     return drawn
 
 
-def main() -> None:
-    study = opened(parser(__doc__).parse_args())
-    found, balance = lines(study)
-    for path in style.save(figure(study, found), study.out, "forest"):
+def draw(source: Path, out: Path) -> None:
+    found = tables.read(source, "forest", names_end="runs")
+    drawn = figure(found)
+    for path in style.save(drawn, out, "forest"):
         print(f"figure: {path}")
-    shown = pd.DataFrame({name: found[name] for name in study.varied})
+    plt.close(drawn)
+    shown = found[names_of(found, "runs")].copy()
     shown["runs"] = found["runs"]
     for name in HOW:
         shown[f"{name} (n)"] = [
-            tables.told(estimate(row, name), row[f"{name}_state"], signed=True) for _, row in found.iterrows()
+            tables.told(tables.estimate(row, name), row[f"{name}_state"], signed=True) for _, row in found.iterrows()
         ]
-        p = found[f"{name}_p"]
-        shown[f"p ({name})"] = [tables.p_value(None if pd.isna(x) else float(x)) for x in p]
+        shown[f"p ({name}), q"] = [
+            f"{tables.p_value(p)}, {tables.p_value(q)}" if pd.notna(p) else "-"
+            for p, q in zip(found[f"{name}_p"], found[f"{name}_q"], strict=True)
+        ]
     left = found["not_measured_or_constant"].iloc[0]
     note = (
-        f"{right_by(study)} Share kept at the last step of edited minus intrinsic facts, of those right at step 0 [95 "
+        f"{right_by(found)} Share kept at the last step of edited minus intrinsic facts, of those right at step 0 [95 "
         "% interval; the run is the unit of replication, of one run its facts]. Matched: pairs within run and "
         f"relation, margin within {matching.CALIPER} standard deviations (n pairs). Regression: mean effect "
-        "of being edited at equal margin, length and frequency (logistic, errors clustered by run)."
-        + (f" Not measured, or the same for all: {left}." if left else "")
+        "of being edited at equal margin, length and frequency (logistic, errors clustered by run). q: Benjamini and "
+        f"Hochberg's, over all {len(found)} lines."
+        + (f" Not measured, or the same for all: {left}." if pd.notna(left) else "")
     )
-    tables.write(study.out, "forest", found, shown, note)
-    told = balance.copy()
+    tables.show(out, "forest", shown, note)
+    told = tables.read(source, "balance", names_end="pairs")
     for name in ("edited", "intrinsic", "before", "after"):
-        told[name] = [f"{x:.2f}" if pd.notna(x) else "no pair" for x in told[name]]
+        why = (
+            "no such fact"
+            if name in ("edited", "intrinsic")
+            else "no group to compare"
+            if name == "before"
+            else "no pair"
+        )
+        told[name] = [f"{x:.2f}" if pd.notna(x) else why for x in told[name]]
     what = "; ".join(f"{name}: {text}" for name, text in matching.COVARIATES.items())
     note = (
         "Means of edited and intrinsic facts right at step 0, and how far apart they are in standard deviations, "
         f"before and after matching. {what}."
     )
-    tables.write(study.out, "balance", balance, told, note)
+    tables.show(out, "balance", told, note)
+
+
+def main() -> None:
+    draw(*drawn_from(parser(__doc__).parse_args(), compute))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ editor's and the one chosen each have a row of maps. Writes PNG, PDF, and the ta
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -15,7 +17,7 @@ import style
 import tables
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
-from opened import GROUPS, opened, parser, right_by, script
+from opened import GROUPS, Opened, drawn_from, names_of, parser, right_by, script, title
 
 from retention import statistics as st
 from retention.statistics import survival
@@ -25,11 +27,11 @@ def number(x: float) -> str:
     return f"{x:.0f}" if x >= 10 else f"{x:.2g}"
 
 
-def draw(axes: Axes, part: pd.DataFrame, editors: list[str], across: list[str], axis: str, norm: LogNorm):
+def heat(axes: Axes, part: pd.DataFrame, editors: list[str], across: list[str], axis: str, norm: LogNorm):
     """One map: value and interval in each cell, longer half-lives lighter."""
     grid = np.full((len(editors), len(across)), np.nan)
     for row in part.itertuples():
-        i, j = editors.index(row.editor), across.index(getattr(row, "axis_value"))  # noqa: B009  (set by main)
+        i, j = editors.index(str(row.editor)), across.index(str(row.axis_value))
         if row.half_life == row.half_life:
             grid[i, j] = row.half_life
             text = f"{number(row.half_life)}\n[{number(row.half_life_low)}, {number(row.half_life_high)}]\nn = {row.n}"
@@ -46,28 +48,32 @@ def draw(axes: Axes, part: pd.DataFrame, editors: list[str], across: list[str], 
     return image
 
 
-def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--axis", default=None, help="columns of the map; left out, the first that varies")
-    args = arguments.parse_args()
-    study = opened(args)
+def compute(study: Opened, axis: str | None = None) -> None:
     others = [name for name in ("objective", "adapter", "mitigations", "task") if name in study.varied]
-    axis = args.axis or (others[0] if others else "objective")
-    axis = st.arms_of(study.rows, axis) if args.axis else axis
+    axis = st.arms_of(study.rows, axis) if axis else others[0] if others else "objective"
     lines = []
     for cell, group, rows in study.each():
         half = survival.half_life(survival.lifetimes(rows, group, study.criterion, form=study.form))
-        rest = study.title(cell, without=("editor", axis))
         lines.append(
-            {name: cell.named[name] for name in study.varied}
-            | {"axis_value": cell.named[axis], "rest": rest, "group": group, "runs": len(cell.runs), "n": half.n}
+            {"editor": cell.named["editor"], axis: cell.named[axis]} | study.named(cell)
+            | {"group": group, "runs": len(cell.runs), "n": half.n}
             | {"lost": half.lost, "half_life": half.value, "half_life_low": half.low, "half_life_high": half.high}
-            | {"shape": half.shape, "state": half.state}
-        )
-    found = pd.DataFrame(lines).astype(dict.fromkeys(("half_life", "half_life_low", "half_life_high", "shape"), float))
+            | {"shape": half.shape, "state": half.state, "axis": axis} | study.how
+        )  # fmt: skip
+    tables.keep(study.out, "half_life", pd.DataFrame(lines))
+
+
+def draw(source: Path, out: Path) -> None:
+    found = tables.read(source, "half_life", names_end="group")
+    names, axis = names_of(found, "group"), str(found["axis"].iloc[0])
+    found["axis_value"] = found[axis]
+    found["rest"] = [
+        title(dict(zip(names, row, strict=True)), without=("editor", axis))
+        for row in found[names].itertuples(index=False, name=None)
+    ]
     editors, across = sorted(found["editor"].unique()), sorted(found["axis_value"].unique())
     rests = sorted(found["rest"].unique())
-    known = found["half_life"].dropna()
+    known = found["half_life"].dropna().astype(float)
     norm = LogNorm(*((known.min() / 1.01, known.max() * 1.01) if len(known) else (1, 10)))
     plt.rcParams.update(style.RC)
     drawn, grid = plt.subplots(
@@ -77,13 +83,14 @@ def main() -> None:
     for i, rest in enumerate(rests):
         for j, group in enumerate(GROUPS):
             part = found[(found["rest"] == rest) & (found["group"] == group)]
-            image = draw(grid[i][j], part, editors, across, axis, norm)
+            image = heat(grid[i][j], part, editors, across, axis, norm)
             grid[i][j].set_title(style.wrap(" · ".join([f"{group} facts", *([rest] if rest else [])]), 40))
     if len(known):
         drawn.colorbar(image, ax=grid, label="half-life, steps")
-    for path in style.save(drawn, study.out, "half_life"):
+    for path in style.save(drawn, out, "half_life"):
         print(f"figure: {path}")
-    shown = found[[*study.varied, "group", "runs"]].copy()
+    plt.close(drawn)
+    shown = found[[*names, "group", "runs"]].copy()
     shown["lost, n"] = [f"{row.lost}, {row.n}" for row in found.itertuples()]
     intervals = zip(found["half_life"], found["half_life_low"], found["half_life_high"], strict=True)
     shown["half-life, steps [95 %]"] = [
@@ -91,10 +98,17 @@ def main() -> None:
     ]
     shown["state"] = found["state"]
     note = (
-        f"{right_by(study)} Steps after which half of the facts right at step 0 have been found wrong: a Weibull law, "
+        f"{right_by(found)} Steps after which half of the facts right at step 0 have been found wrong: a Weibull law, "
         "fitted to the intervals between checkpoints, interval over runs (of one run: over its facts)."
     )
-    tables.write(study.out, "half_life", found.drop(columns=["axis_value", "rest"]), shown, note)
+    tables.show(out, "half_life", shown, note)
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--axis", default=None, help="columns of the map; left out, the first that varies")
+    args = arguments.parse_args()
+    draw(*drawn_from(args, lambda study: compute(study, args.axis)))
 
 
 if __name__ == "__main__":

@@ -4,28 +4,27 @@
 
 Or each value of another axis (objective, adapter, task, editor) against one of them. Pairs share seed, draw and all
 else of the study; facts are paired by fact_id, and for retention only those right at step 0 in both arms count. Writes
-the table (CSV, Markdown, LaTeX) and paired slopes (PNG, PDF): a thin line is a seed, a bold one the mean.
+the table (CSV, Markdown, LaTeX), the runs behind it (NAME_runs.csv) and paired slopes (PNG, PDF): a thin line is a
+seed, a bold one the mean. Where NAME_runs.csv is missing, slopes are drawn without seeds.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import style
 import tables
 from matplotlib.axes import Axes
-from scipy.stats import false_discovery_control
+from opened import GROUPS, Opened, drawn_from, names_of, parser, script
 
 import retention
 from retention import statistics as st
 from retention.types import UserError
 
-GROUPS = ("edited", "intrinsic")
+NAMES = tuple(axis if axis == "mitigations" else f"by_{axis}" for axis in st.AXES)  # of the tables, by axis
 TESTS = ("p_seeds", "p_t", "p_facts")
 
 
@@ -48,14 +47,22 @@ def table(
         lines.append(named | gain_line(part, gains))
     found = pd.DataFrame(lines)
     for test in TESTS:
-        found[test.replace("p_", "q_")] = np.nan
-        for _, same in found.groupby("measure"):
-            known = same[test].dropna().astype(float)
-            if len(known):
-                found.loc[known.index, test.replace("p_", "q_")] = false_discovery_control(known, method="bh")
-            if test == "p_seeds":
-                found.loc[same.index, "tests"] = len(known)
-    return found.astype({"tests": int})
+        found[test] = found.get(test)
+        found[test.replace("p_", "q_")] = found.groupby("measure")[test].transform(tables.false_discovery)
+    return found.assign(tests=found.groupby("measure")["p_seeds"].transform("count"))
+
+
+def runs_of(questions: dict[str, pd.DataFrame], pairs: pd.DataFrame, axis: str, context: list[str]) -> pd.DataFrame:
+    """One line for each pair of runs and group: share kept in the arm and in the baseline, of the facts of both."""
+    lines = []
+    for group in GROUPS:
+        paired = st.paired_questions(questions[group], pairs)
+        paired = paired[paired["start"] & paired["start_base"]]
+        ends = paired.groupby(["run_id", "fact_id"])[["end", "end_base"]].mean().groupby(level="run_id")
+        shares = ends.mean().rename(columns={"end": "arm", "end_base": "baseline"}).assign(n=ends.size(), group=group)
+        named = pairs[[*context, axis, "seed", "run"]].rename(columns={"run": "run_id"})
+        lines.append(named.merge(shares.reset_index(), on="run_id"))
+    return pd.concat(lines)[[*context, axis, "group", "seed", "run_id", "arm", "baseline", "n"]]
 
 
 def retention_line(paired: pd.DataFrame, group: str) -> dict[str, object]:
@@ -92,7 +99,7 @@ def gain_line(pairs: pd.DataFrame, gains: dict[str, pd.Series]) -> dict[str, obj
 
 def shown(found: pd.DataFrame, axis: str) -> pd.DataFrame:
     """The table for people: a line for each arm and measure, effect first."""
-    context = list(found.columns[: found.columns.get_loc(axis)])
+    context = names_of(found, axis)
     lines = []
     for _, line in found.iterrows():
         known = pd.notna(line["difference"])
@@ -121,13 +128,12 @@ def shown(found: pd.DataFrame, axis: str) -> pd.DataFrame:
 
 
 def _told(line: pd.Series, name: str) -> str:
-    low, high = line[f"{name}_low"], line[f"{name}_high"]
-    estimate = st.Estimate(value=line[name], low=low, high=high, n=int(line[f"{name}_n"]))
-    return tables.told(estimate, "", signed=True)
+    return tables.told(tables.estimate(line, name), "", signed=True)
 
 
-def note(found: pd.DataFrame, axis: str, against: str, criterion: str, form: str) -> str:
+def note(found: pd.DataFrame, axis: str) -> str:
     """What the columns say, in full sentences, under the table's name."""
+    against, criterion, form = (found[name].iloc[0] for name in ("against", "criterion", "form"))
     tests = found.groupby("measure")["tests"].max()
     counted = ", ".join(f"{n} of {measure}" for measure, n in tests.items())
     least = ", ".join(f"{p:.3g}" for p in sorted(found["least_p_seeds"].dropna().unique()))
@@ -143,7 +149,7 @@ def note(found: pd.DataFrame, axis: str, against: str, criterion: str, form: str
     )
 
 
-def slopes(axes: Axes, questions: dict[str, pd.DataFrame], pairs: pd.DataFrame, arms: list[str], axis: str) -> None:
+def slopes(axes: Axes, part: pd.DataFrame, seeds: pd.DataFrame | None, arms: list[str], axis: str) -> None:
     """One context: for each arm a slot with the baseline at its left and the arm at its right.
 
     The bar at the right is the difference's interval, laid off from the baseline's mean.
@@ -151,76 +157,80 @@ def slopes(axes: Axes, questions: dict[str, pd.DataFrame], pairs: pd.DataFrame, 
     for group, inset in (("edited", 0.0), ("intrinsic", 0.06)):
         look = style.GROUP[group]
         label: str | None = f"{group} facts"
-        paired = st.paired_questions(questions[group], pairs)
-        paired = paired[paired["start"] & paired["start_base"]]
-        by_fact = paired.groupby(["run_id", "fact_id"])[["end_base", "end"]].mean()
-        ends = by_fact.groupby(level="run_id").mean().to_numpy()  # [runs, (baseline, arm)]
-        arm_of = pairs.set_index("run")[axis].reindex(by_fact.index.get_level_values("run_id").unique()).to_numpy()
+        lines = part[part["measure"] == group].set_index(axis)
         for slot, arm in enumerate(arms):
             x = [slot - 0.28 + inset, slot + 0.28 - inset]
-            part = ends[arm_of == arm]
-            axes.plot(x, part.T, color=look["color"], lw=0.5, alpha=0.5, ls=look["linestyle"])
-            if len(part):
-                axes.plot(
-                    x, part.mean(axis=0), color=look["color"], lw=1.8, marker=look["marker"], ls=look["linestyle"],
-                    label=label,
-                )  # fmt: skip
-                label = None
-                runs = pairs.loc[pairs[axis] == arm, "run"]
-                c = st.compare(paired[paired["run_id"].isin(runs)])
-                ends_at = [c.against + c.difference.low, c.against + c.difference.high]
-                axes.plot([x[1], x[1]], ends_at, color=look["color"], lw=0.8)
-            else:
-                why = "not run" if (pairs[axis] != arm).all() else f"no {group} fact right at step 0"
+            if arm not in lines.index or pd.isna(lines.loc[arm, "difference"]):
+                why = "not run" if arm not in lines.index else f"no {group} fact right at step 0"
                 axes.text(slot, 0.5, why, ha="center", va="center", rotation=90, fontsize=6, color=look["color"])
+                continue
+            line = lines.loc[arm]
+            if seeds is not None:
+                each = seeds[(seeds["group"] == group) & (seeds[axis] == arm)][["baseline", "arm"]].to_numpy()
+                axes.plot(x, each.T, color=look["color"], lw=0.5, alpha=0.5, ls=look["linestyle"])
+            axes.plot(
+                x, [line["baseline"], line["arm"]], color=look["color"], lw=1.8, marker=look["marker"],
+                ls=look["linestyle"], label=label,
+            )  # fmt: skip
+            label = None
+            ends_at = [line["baseline"] + line["difference_low"], line["baseline"] + line["difference_high"]]
+            axes.plot([x[1], x[1]], ends_at, color=look["color"], lw=0.8)
     axes.set_xlim(-0.6, len(arms) - 0.4)
     axes.set_xticks(range(len(arms)), [style.wrap(arm, 24) for arm in arms])
     axes.tick_params(axis="x", labelrotation=90 if len(arms) > 3 else 0)
     axes.grid(axis="x", visible=False)
 
 
-def figure(questions: dict[str, pd.DataFrame], pairs: pd.DataFrame, axis: str, against: str, context: list[str]):
+def figure(found: pd.DataFrame, seeds: pd.DataFrame | None, axis: str):
     """A panel for each context, one below the other."""
     plt.rcParams.update(style.RC)
-    panels = list(pairs.groupby(context, sort=True)) if context else [((), pairs)]
-    arms = sorted(pairs[axis].unique())
+    context = names_of(found, axis)
+    panels = list(found.groupby(context, sort=True))
+    arms = sorted(found[axis].unique())
     drawn, grid = plt.subplots(
         len(panels), 1, figsize=(max(0.9 + 0.45 * len(arms), 3.3), 0.8 + 1.5 * len(panels)), squeeze=False, sharex=True,
         sharey=True, layout="constrained",
     )  # fmt: skip
     wide = int(17 * drawn.get_figwidth())  # letters of a title
     for axes, (key, part) in zip(grid[:, 0], panels, strict=True):
-        slopes(axes, questions, part, arms, axis)
+        own = None
+        if seeds is not None:
+            own = seeds[(seeds[context] == list(key)).all(axis=1)]
+        slopes(axes, part, own, arms, axis)
         told = [str(v) if n in st.CELL else f"{n} {v}" for n, v in zip(context, key, strict=True)]
-        counted = part.groupby(axis).size()
-        seeds = f"{counted.min()}" if counted.min() == counted.max() else f"{counted.min()} to {counted.max()}"
-        asked = [q[q["run_id"].isin(part["run"])].groupby("run_id")["fact_id"].nunique() for q in questions.values()]
-        facts = [f"{n.max()} {group}" for group, n in zip(questions, asked, strict=True) if len(n)]
-        axes.set_title(style.wrap(" · ".join([*told, f"{seeds} paired runs of {' and '.join(facts)} facts"]), wide))
+        axes.set_title(style.wrap(" · ".join([*told, counted(part)]), wide))
         axes.set_ylabel("still right")
     grid[0, 0].set_ylim(top=1.03)
-    grid[-1, 0].set_xlabel(f"left end: {against}; right end: the {axis} named")
+    grid[-1, 0].set_xlabel(f"left end: {found['against'].iloc[0]}; right end: the {axis} named")
     handles, texts = next((h for h in (a.get_legend_handles_labels() for a in grid[:, 0]) if h[0]), ([], []))
     drawn.legend(handles, texts, loc="outside upper left", ncols=2)
     return drawn
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="a study's folder in a results folder")
-    parser.add_argument("--axis", default=None, help=f"{', '.join(st.AXES)}; left out, the first that varies")
-    parser.add_argument("--against", default=None, help="its value to compare with; left out, none, sft or full")
-    parser.add_argument("--criterion", default="all_correct", help=", ".join(st.CRITERIA))
-    parser.add_argument("--form", default="direct", help="direct or paraphrase")
-    parser.add_argument("--out", type=Path, default=None, help="folder for the table; left out, the study's own")
-    args = parser.parse_args()
-    style.check_study(args.results)
-    rows, runs, scores = (retention.load(args.results, name) for name in ("rows", "runs", "scores"))
-    st.check_criterion(rows, args.criterion)
-    style.warn_incomplete(args.results)
-    axis = st.arms_of(rows, args.axis)
-    rows, runs = st.arms_by_arguments(rows, runs, axis)
-    against = st.baseline_of(rows, axis, args.against)
+def counted(part: pd.DataFrame) -> str:
+    """How many paired runs and facts a panel stands for."""
+
+    def span(values: pd.Series) -> str:
+        low, high = values.min(), values.max()
+        return f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
+
+    groups = part[part["measure"].isin(GROUPS)]
+    known = groups.dropna(subset="difference_n")
+    facts = [
+        f"{span((own['difference_n'] / own['runs']).round())} {group}"
+        for group in GROUPS
+        if len(own := known[known["measure"] == group])
+    ]
+    pairs = part.loc[~part["measure"].isin(GROUPS), "runs"]  # the task's gain is told of every pair
+    return f"{span(pairs)} paired runs of {' and '.join(facts) or 'no'} facts right at step 0"
+
+
+def compute(study: Opened, axis: str | None = None, against: str | None = None) -> str:
+    """The table and the runs behind it. Returns its name."""
+    runs, scores = (retention.load(study.results, name) for name in ("runs", "scores"))
+    axis = st.arms_of(study.rows, axis)
+    rows, runs = st.arms_by_arguments(study.rows, runs, axis)
+    against = st.baseline_of(rows, axis, against)
     pairs, context = st.pair_runs(runs, rows, axis, against), st.context_columns(rows, axis)
     if pairs.empty:
         raise UserError(
@@ -230,17 +240,43 @@ def main() -> None:
     for arm in sorted(set(map(str, rows[axis].unique())) - {against} - set(pairs[axis])):
         print(f"no partner with {axis} {against!r}: {arm}", file=sys.stderr)
     context = [name for name in context if pairs[name].nunique() > 1 or name == "editor"]
-    questions = {group: st.asked(rows, group, args.criterion, form=args.form) for group in GROUPS}
+    context = context or ["task"]  # where the editor is compared, and nothing else varies
+    questions = {group: st.asked(rows, group, study.criterion, form=study.form) for group in GROUPS}
     found = table(questions, pairs, scores, axis, context)
     found.insert(found.columns.get_loc("measure"), "against", against)
-    out, name = args.out or args.results, axis if axis == "mitigations" else f"by_{axis}"
-    for path in style.save(figure(questions, pairs, axis, against, context), out, name):
+    name = NAMES[st.AXES.index(axis)]
+    tables.keep(study.out, name, found.assign(**study.how))
+    tables.keep(study.out, f"{name}_runs", runs_of(questions, pairs, axis, context))
+    return name
+
+
+def draw(source: Path, out: Path, name: str = "mitigations") -> None:
+    axis = name.removeprefix("by_")
+    found = tables.read(source, name, names_end="against")
+    behind = source / f"{name}_runs.csv"
+    seeds = tables.read(source, behind.stem, names_end="group") if behind.is_file() else None
+    drawn = figure(found, seeds, axis)
+    for path in style.save(drawn, out, name):
         print(f"figure: {path}")
-    tables.write(out, name, found, shown(found, axis), note(found, axis, against, args.criterion, args.form))
+    plt.close(drawn)
+    tables.show(out, name, shown(found, axis), note(found, axis))
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--axis", default=None, help=f"{', '.join(st.AXES)}; left out, the first that varies")
+    arguments.add_argument("--against", default=None, help="its value to compare with; left out, none, sft or full")
+    args = arguments.parse_args()
+    there = [name for name in NAMES if args.axis is None or name.endswith(args.axis)]
+    name = next((name for name in there if (args.results / f"{name}.csv").is_file()), there[0] if there else NAMES[0])
+
+    def make(study: Opened) -> None:
+        nonlocal name
+        name = compute(study, args.axis, args.against)
+
+    source, out = drawn_from(args, make)
+    draw(source, out, name)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"mitigations: {error}")
+    script(main, "mitigations")

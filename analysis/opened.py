@@ -1,10 +1,13 @@
-"""What every script of this folder does first: read its arguments, open one study, name its cells."""
+"""What every script of this folder does first: read its arguments, open one study, name its cells.
+
+A script has two halves: `compute` reads probe rows and writes tables (CSV); `draw` reads these and writes all else.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,10 +42,14 @@ class Opened:
     criterion: str
     form: str
 
-    def title(self, cell: Cell, *, without: tuple[str, ...] = ()) -> str:
-        """A cell's name for people: what varies in this study."""
-        shown = [(name, cell.named[name]) for name in self.varied if name not in without]
-        return " · ".join(value if name in st.CELL else f"{name} {value}" for name, value in shown)
+    def named(self, cell: Cell) -> dict[str, str]:
+        """What tells the cell from the study's others."""
+        return {name: cell.named[name] for name in self.varied}
+
+    @property
+    def how(self) -> dict[str, str]:
+        """What facts were judged by: the last columns of every table."""
+        return {"criterion": self.criterion, "form": self.form}
 
     def each(self) -> Iterator[tuple[Cell, str, pd.DataFrame]]:
         """Cell, group and the cell's rows, for edited and intrinsic facts."""
@@ -58,6 +65,9 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     out.add_argument("--criterion", default="all_correct", help=", ".join(st.CRITERIA))
     out.add_argument("--form", default="direct", help="direct or paraphrase")
     out.add_argument("--out", type=Path, default=None, help="folder for what is made; left out, the study's own")
+    out.add_argument(
+        "--from-summary", action="store_true", help="draw from the tables (CSV) in the folder, without the study's rows"
+    )
     return out
 
 
@@ -86,9 +96,32 @@ def opened(args: argparse.Namespace) -> Opened:
     )  # fmt: skip
 
 
-def right_by(study: Opened) -> str:
+def drawn_from(args: argparse.Namespace, compute: Callable[[Opened], None]) -> tuple[Path, Path]:
+    """Folder of the tables (CSV) to draw from, and folder for what is drawn.
+
+    Computes the tables first, unless the arguments say --from-summary.
+    """
+    out = args.out or args.results
+    if args.from_summary:
+        return args.results, out
+    compute(opened(args))
+    return out, out
+
+
+def names_of(table: pd.DataFrame, first: str) -> list[str]:
+    """The columns that tell cells apart: those left of `first`."""
+    return list(table.columns[: table.columns.get_loc(first)])
+
+
+def title(named: Mapping[str, str], *, without: tuple[str, ...] = ()) -> str:
+    """A cell's name for people: what varies in this study."""
+    shown = [(name, value) for name, value in named.items() if name not in without]
+    return " · ".join(value if name in st.CELL else f"{name} {value}" for name, value in shown)
+
+
+def right_by(table: pd.DataFrame) -> str:
     """How a note under a table begins."""
-    return f"Right by `{study.criterion}` ({study.form} questions)."
+    return f"Right by `{table['criterion'].iloc[0]}` ({table['form'].iloc[0]} questions)."
 
 
 def script(main: Callable[[], None], name: str) -> None:

@@ -9,8 +9,6 @@ Writes PNG, PDF, CSV, Markdown and LaTeX.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
 import labels
@@ -20,12 +18,11 @@ import pandas as pd
 import style
 import tables
 from matplotlib.axes import Axes
+from opened import GROUPS, Opened, drawn_from, names_of, parser, script
 
 import retention
 from retention import statistics as st
-from retention.types import UserError
 
-GROUPS = ("edited", "intrinsic")
 GAIN = {"task_accuracy": "gain in task accuracy", "task_loss": "drop of held-out loss (nats/token)"}
 
 
@@ -52,8 +49,10 @@ def cells(rows: pd.DataFrame, scores: pd.DataFrame, axis: str, criterion: str, f
 
 
 def panel_columns(found: pd.DataFrame, axis: str) -> list[str]:
-    cell = [name for name in found.columns[: found.columns.get_loc("runs")] if name != axis]
-    return [*(name for name in cell if found[name].nunique() > 1 or name == "editor"), "measure"]
+    return [
+        *(name for name in names_of(found, "runs") if name != axis and (found[name].nunique() > 1 or name == "editor")),
+        "measure",
+    ]
 
 
 def front(panel: pd.DataFrame, kept: str) -> pd.Index:
@@ -64,7 +63,7 @@ def front(panel: pd.DataFrame, kept: str) -> pd.Index:
     return known.index[~np.array(beaten, bool)]
 
 
-def draw(axes: Axes, panel: pd.DataFrame, numbers: dict[str, int], axis: str) -> list[labels.Point]:
+def panel_of(axes: Axes, panel: pd.DataFrame, numbers: dict[str, int], axis: str) -> list[labels.Point]:
     """The cells of one panel. Returns what is to be written beside its points: each cell's number."""
     points: list[labels.Point] = []
     for group in GROUPS:
@@ -115,7 +114,7 @@ def figure(found: pd.DataFrame, axis: str, against: str | None):
         axes.set_title(" · ".join(shown))
         axes.set_xlabel(GAIN.get(str(named["measure"]), "no task score"))
         if panel["gain"].notna().any():
-            written.append((axes, draw(axes, panel, numbers, axis)))
+            written.append((axes, panel_of(axes, panel, numbers, axis)))
         else:
             axes.text(0.5, 0.5, "no score at step 0 and later", ha="center", transform=axes.transAxes)
     for line in grid:
@@ -137,26 +136,22 @@ def figure(found: pd.DataFrame, axis: str, against: str | None):
     return drawn
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="a study's folder in a results folder")
-    parser.add_argument("--axis", default=None, help=f"{', '.join(st.AXES)}; left out, the first that varies")
-    parser.add_argument("--criterion", default="all_correct", help=", ".join(st.CRITERIA))
-    parser.add_argument("--form", default="direct", help="direct or paraphrase")
-    parser.add_argument("--out", type=Path, default=None, help="folder for the figure; left out, the study's own")
-    args = parser.parse_args()
-    style.check_study(args.results)
-    rows, scores = retention.load(args.results), retention.load(args.results, "scores")
-    st.check_criterion(rows, args.criterion)
-    style.warn_incomplete(args.results)
-    axis = st.arms_of(rows, args.axis)
-    rows, _ = st.arms_by_arguments(rows, rows, axis)
-    found = cells(rows, scores, axis, args.criterion, args.form)
-    out = args.out or args.results
-    for path in style.save(figure(found, axis, st.AGAINST.get(axis)), out, "pareto"):
+def compute(study: Opened, axis: str | None = None) -> None:
+    scores, axis = retention.load(study.results, "scores"), st.arms_of(study.rows, axis)
+    rows, _ = st.arms_by_arguments(study.rows, study.rows, axis)
+    found = cells(rows, scores, axis, study.criterion, study.form)
+    tables.keep(study.out, "pareto", found.assign(axis=axis, **study.how))
+
+
+def draw(source: Path, out: Path) -> None:
+    found = tables.read(source, "pareto", names_end="runs")
+    axis = str(found["axis"].iloc[0])
+    drawn = figure(found, axis, st.AGAINST.get(axis))
+    for path in style.save(drawn, out, "pareto"):
         print(f"figure: {path}")
-    varied = [n for n in found.columns[: found.columns.get_loc("runs")] if n == axis or found[n].nunique() > 1]
-    shown = pd.DataFrame({name: found[name].astype(str) for name in varied})
+    plt.close(drawn)
+    varied = [name for name in names_of(found, "runs") if name == axis or found[name].nunique() > 1]
+    shown = found[varied].copy()
     shown["runs"] = found["runs"]
     shown["task gain"] = [
         f"{GAIN[m]}: {_told(line, 'gain', True)}" if pd.notna(m) else "no score" for m, line in _lines(found)
@@ -165,11 +160,12 @@ def main() -> None:
         shown[f"{group}, kept"] = [_told(line, f"{group}_kept") for _, line in _lines(found)]
     shown["on the front"] = ["yes" if best else "" for best in found["front"]]
     note = (
-        f"Kept: right by `{args.criterion}` ({args.form} questions) at the last step, of the facts right at step 0: "
-        "share [95 % interval over runs and facts] (n facts). Task gain: mean over runs [95 % interval] (n runs). "
-        "Front: no other cell of the panel gains more and keeps as many edited facts, or keeps more and gains as much."
+        f"Kept: right by `{found['criterion'].iloc[0]}` ({found['form'].iloc[0]} questions) at the last step, of the "
+        "facts right at step 0: share [95 % interval over runs and facts] (n facts). Task gain: mean over runs [95 % "
+        "interval] (n runs). Front: no other cell of the panel gains more and keeps as many edited facts, or keeps "
+        "more and gains as much."
     )
-    tables.write(out, "pareto", found, shown, note)
+    tables.show(out, "pareto", shown, note)
 
 
 def _lines(found: pd.DataFrame) -> list[tuple[str | None, pd.Series]]:
@@ -177,14 +173,15 @@ def _lines(found: pd.DataFrame) -> list[tuple[str | None, pd.Series]]:
 
 
 def _told(line: pd.Series, name: str, signed: bool = False) -> str:
-    if pd.isna(line[name]):
-        return "none right at step 0"
-    low, high = line[f"{name}_low"], line[f"{name}_high"]
-    return tables.told(st.Estimate(value=line[name], low=low, high=high, n=int(line[f"{name}_n"])), "", signed=signed)
+    return tables.told(tables.estimate(line, name), "none right at step 0", signed=signed)
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--axis", default=None, help=f"{', '.join(st.AXES)}; left out, the first that varies")
+    args = arguments.parse_args()
+    draw(*drawn_from(args, lambda study: compute(study, args.axis)))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"pareto: {error}")
+    script(main, "pareto")

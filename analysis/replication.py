@@ -8,16 +8,14 @@ they stand beside ours to be compared in direction, not in value. Where none cou
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import style
+import tables
+from opened import Opened, drawn_from, parser, script
 
-import retention
 from retention import statistics as st
 from retention.store import write_text
 from retention.types import UserError
@@ -117,34 +115,27 @@ def markdown(frame: pd.DataFrame, paper: str) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="a study's folder in a results folder")
-    parser.add_argument("--paper", choices=sorted(FIGURES), required=True, help="whose figures stand beside ours")
-    parser.add_argument("--out", type=Path, default=None, help="folder for the table; left out, the study's own")
-    args = parser.parse_args()
-    style.check_study(args.results)
-    style.warn_incomplete(args.results)
-    rows = retention.load(args.results)
-    cells = st.cell_columns(rows)
-    lines = [
-        dict(zip(cells, key if isinstance(key, tuple) else (key,), strict=True)) | line(cell, args.paper)
-        for key, cell in rows.groupby(cells, observed=True, dropna=False)
-    ]
-    if not lines:
-        raise UserError(f"{args.results}: no run has rows yet")
-    frame = pd.DataFrame(lines)
-    frame = frame[[c for c in frame if c not in cells or c in ("editor", "mitigations") or frame[c].nunique() > 1]]
-    out = args.out or args.results
+def compute(study: Opened, paper: str) -> None:
+    lines = [study.named(cell) | line(cell.rows, paper) for cell in study.cells]
+    tables.keep(study.out, "replication", pd.DataFrame(lines).assign(paper=paper))
+
+
+def draw(source: Path, out: Path) -> None:
+    found = tables.read(source, "replication", names_end="paper")  # all text: numbers are written with their interval
+    text = markdown(found.drop(columns="paper"), str(found["paper"].iloc[0]))
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "replication.csv", frame.to_csv(index=False))
-    text = markdown(frame, args.paper)
     write_text(out / "replication.md", text)
     print(text)
 
 
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--paper", choices=sorted(FIGURES), default=None, help="whose figures stand beside ours")
+    args = arguments.parse_args()
+    if args.paper is None and not args.from_summary:
+        raise UserError(f"--paper: say whose figures stand beside ours: {', '.join(sorted(FIGURES))}")
+    draw(*drawn_from(args, lambda study: compute(study, args.paper)))
+
+
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"replication: {error}")
+    script(main, "replication")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ import matplotlib
 
 matplotlib.use("Agg")  # figures are written to files; no window is opened
 
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import retention
+from retention import statistics as st
 from retention.types import UserError
 
 RC: dict[str, Any] = {
@@ -48,6 +53,42 @@ GROUP: dict[str, dict[str, Any]] = {
 def wrap(text: str, width: int = 26) -> str:
     """A long label on several lines."""
     return "\n".join(textwrap.wrap(text, width)) or text
+
+
+def steps(axes: Axes, last: int) -> None:
+    """An axis of fine-tuning steps from 0 on: logarithmic beyond 1."""
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlim(0, last * 1.1)
+    ticks = [t for t in (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000) if t <= last]
+    axes.set_xticks(ticks, [str(t) for t in ticks])
+    axes.minorticks_off()
+
+
+def panels(table: pd.DataFrame, names: Sequence[str], draw: Callable[[Axes, pd.DataFrame], None], label: str) -> Figure:
+    """A panel for each cell over fine-tuning steps: mitigations (if they vary) downwards, all else across."""
+    plt.rcParams.update(RC)
+    apart = [name for name in names if name != "mitigations"]
+    table = table.assign(mitigations=table["mitigations"] if "mitigations" in names else "none")
+    across = list(table[apart].drop_duplicates().itertuples(index=False, name=None))
+    down = sorted(table["mitigations"].unique(), key=lambda m: (m != "none", m))
+    cells = dict(iter(table.groupby([*apart, "mitigations"])))
+    figure, grid = plt.subplots(
+        len(down), len(across), figsize=(0.6 + 2.2 * len(across), 0.5 + 1.75 * len(down)), squeeze=False,
+        sharex=True, sharey=True, layout="constrained",
+    )  # fmt: skip
+    for i, mitigation in enumerate(down):
+        for j, column in enumerate(across):
+            axes, cell = grid[i][j], cells.get((*column, mitigation))
+            if cell is None:
+                axes.text(0.5, 0.5, "not run", ha="center", va="center", transform=axes.transAxes)
+            else:
+                draw(axes, cell)
+            if i == 0:
+                named = zip(apart, column, strict=True)
+                axes.set_title(" · ".join(wrap(v) if n in st.CELL else f"{n} {v}" for n, v in named))
+        grid[i][0].set_ylabel(label if mitigation == "none" else f"{label}\n{wrap(mitigation)}")
+    figure.supxlabel("fine-tuning steps", fontsize=RC["axes.labelsize"])
+    return figure
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:

@@ -7,27 +7,25 @@ Writes summary.csv and summary.md, and prints the table. Runs that differ in the
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
 import pandas as pd
-import style
+import tables
+from opened import Opened, drawn_from, names_of, parser, script
 
 import retention
 from retention import statistics as st
 from retention.store import write_text
-from retention.types import UserError
 
 
-def line(cell: pd.DataFrame, scores: pd.DataFrame, criterion: str) -> dict[str, object]:
+def line(cell: pd.DataFrame, scores: pd.DataFrame, criterion: str, form: str) -> dict[str, object]:
     """One line: `_at_0` shares of all facts of a group, `kept` shares of those right at step 0."""
     ends = cell.groupby("run_id", observed=True)["step"].max()  # runs of one cell may end at different steps
 
-    def at_0(group: str, form: str = "direct") -> st.Estimate | None:
+    def at_0(group: str, form: str = form) -> st.Estimate | None:
         return st.share(st.counts(cell, group, 0, criterion, form=form, given=None))
 
-    edited, intrinsic = (st.counts(cell, group, None, criterion) for group in ("edited", "intrinsic"))
+    edited, intrinsic = (st.counts(cell, group, None, criterion, form=form) for group in ("edited", "intrinsic"))
     kept = {"edited_kept": st.share(edited), "intrinsic_kept": st.share(intrinsic)}
     out: dict[str, object] = {"runs": cell["run_id"].nunique(), "steps": int(ends.max())}
     estimates = {
@@ -50,28 +48,28 @@ def line(cell: pd.DataFrame, scores: pd.DataFrame, criterion: str) -> dict[str, 
     return out
 
 
-def table(results: Path, criterion: str) -> pd.DataFrame:
+def compute(study: Opened) -> None:
     """All lines of a study."""
-    rows, scores = retention.load(results), retention.load(results, "scores")
-    st.check_criterion(rows, criterion)
-    lines = []
-    columns = st.cell_columns(rows)
-    for key, cell in rows.groupby(columns, observed=True, sort=True):
-        part = scores[scores["run_id"].isin(cell["run_id"].unique())]
-        lines.append({**dict(zip(columns, key, strict=True)), **line(cell, part, criterion)})
-    return pd.DataFrame(lines)
+    scores = retention.load(study.results, "scores")
+    lines = [
+        cell.named | line(cell.rows, scores[scores["run_id"].isin(cell.runs)], study.criterion, study.form) | study.how
+        for cell in study.cells
+    ]
+    tables.keep(study.out, "summary", pd.DataFrame(lines))
 
 
-def markdown(frame: pd.DataFrame, criterion: str) -> str:
+def markdown(frame: pd.DataFrame) -> str:
     """The table for people: shares with 95 % intervals."""
+    criterion, form = frame["criterion"].iloc[0], frame["form"].iloc[0]
 
     def cell(row: pd.Series, name: str) -> str:
         if pd.isna(row[name]):
             return "none right at step 0" if name in end else "no such rows"
         return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}] ({int(row[f'{name}_n'])})"
 
-    cells = frame.columns[: frame.columns.get_loc("runs")]
-    varied = [name for name in cells if name in ("editor", "mitigations") or frame[name].nunique() > 1]
+    varied = [
+        name for name in names_of(frame, "runs") if name in ("editor", "mitigations") or frame[name].nunique() > 1
+    ]
     at_0 = ["efficacy_at_0", "paraphrase_at_0", "intrinsic_at_0", "neighbor_at_0", "same_subject_at_0"]
     end = ["edited_kept", "intrinsic_kept", "edited_minus_intrinsic"]
 
@@ -92,7 +90,7 @@ def markdown(frame: pd.DataFrame, criterion: str) -> str:
     steps = ", ".join(str(s) for s in sorted(frame["steps"].unique()))
     return "\n".join(
         [
-            f"Right by `{criterion}`, direct questions unless said otherwise: share [95 % interval] (n facts).",
+            f"Right by `{criterion}`, {form} questions unless said otherwise: share [95 % interval] (n facts).",
             "",
             "At step 0, just after the edit:",
             "",
@@ -106,26 +104,16 @@ def markdown(frame: pd.DataFrame, criterion: str) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="a study's folder in a results folder")
-    parser.add_argument("--criterion", default="all_correct", help=", ".join(st.CRITERIA))
-    parser.add_argument("--out", type=Path, default=None, help="folder for the table; left out, the study's own")
-    args = parser.parse_args()
-    style.check_study(args.results)
-    style.warn_incomplete(args.results)
-    frame = table(args.results, args.criterion)
-    out = args.out or args.results
+def draw(source: Path, out: Path) -> None:
+    text = markdown(tables.read(source, "summary", names_end="runs"))
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "summary.csv", frame.to_csv(index=False, float_format="%.6g"))
-    text = markdown(frame, args.criterion)
     write_text(out / "summary.md", text)
     print(text)
-    print(f"table: {out / 'summary.csv'}")
+
+
+def main() -> None:
+    draw(*drawn_from(parser(__doc__).parse_args(), compute))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"summary: {error}")
+    script(main, "summary")

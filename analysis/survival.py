@@ -3,13 +3,14 @@
     python analysis/survival.py results/STUDY [--criterion all_correct] [--form direct] [--out FOLDER]
 
 A fact right at step 0 is lost at the first checkpoint that finds it wrong. Panels as in forgetting_curves. Writes the
-curves (PNG, PDF), survival (half-lives, log-rank, the law of least AIC) and hazards (hazard ratios) as CSV, Markdown
-and LaTeX.
+curves (survival_curves.csv; PNG, PDF), survival (half-lives, log-rank, the law of least AIC) and hazards (hazard
+ratios) as CSV, Markdown and LaTeX.
 """
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,54 +18,42 @@ import pandas as pd
 import style
 import tables
 from matplotlib.axes import Axes
-from opened import GROUPS, Cell, Opened, opened, parser, right_by, script
+from opened import GROUPS, Cell, Opened, drawn_from, names_of, parser, right_by, script
 
 import retention
 from retention import statistics as st
 from retention.statistics import laws, matching, survival
 
 
-def draw(axes: Axes, lives: dict[str, pd.DataFrame], last: int) -> None:
-    """Kaplan and Meier's curves of one cell, with pointwise bands (facts as units)."""
+def curve_lines(lives: pd.DataFrame, last: int) -> list[dict[str, object]]:
+    """Kaplan and Meier's curve as lines of a table: from step 0 to the last checkpoint, a line where it falls."""
+    curve = survival.kaplan_meier(lives)
+    if curve is None:
+        return [{"step": last, "surviving": None, "low": None, "high": None, "n": 0}]
+    found = zip(curve.steps, curve.surviving, curve.low, curve.high, strict=True)
+    lines: list[dict[str, object]] = [{"step": 0, "surviving": 1.0, "low": 1.0, "high": 1.0}]
+    lines += [{"step": int(t), "surviving": s, "low": low, "high": high} for t, s, low, high in found]
+    if lines[-1]["step"] != last:
+        lines.append(lines[-1] | {"step": last})
+    return [line | {"n": curve.n} for line in lines]
+
+
+def panel(axes: Axes, part: pd.DataFrame) -> None:
+    """The curves of one cell, with pointwise bands (facts as units)."""
+    last = int(part["step"].max())
     for group in GROUPS:
-        look, curve = style.GROUP[group], survival.kaplan_meier(lives[group])
-        if curve is None:
+        look, own = style.GROUP[group], part[part["group"] == group].dropna(subset="surviving")
+        if own.empty:
             axes.plot([], [], label=f"{group}: none right at step 0", color=look["color"], ls=look["linestyle"])
             continue
-        steps = np.concatenate([[0], curve.steps, [last * 1.15]])
-        bands = [np.concatenate([[1], v, [v[-1] if len(v) else 1]]) for v in (curve.surviving, curve.low, curve.high)]
-        axes.fill_between(steps, bands[1], bands[2], step="post", color=look["color"], alpha=0.2, lw=0)
-        label = f"{group} (n = {curve.n})"
-        axes.step(steps, bands[0], where="post", color=look["color"], ls=look["linestyle"], label=label)
-    axes.set_xscale("symlog", linthresh=1)
-    ticks = [t for t in (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000) if t <= last]
-    axes.set_xticks(ticks, [str(t) for t in ticks])
-    axes.minorticks_off()
+        steps = [*own["step"], last * 1.15]
+        low, high, surviving = ([*own[name], own[name].iloc[-1]] for name in ("low", "high", "surviving"))
+        axes.fill_between(steps, low, high, step="post", color=look["color"], alpha=0.2, lw=0)
+        label = f"{group} (n = {own['n'].iloc[0]})"
+        axes.step(steps, surviving, where="post", color=look["color"], ls=look["linestyle"], label=label)
+    style.steps(axes, last)
     axes.set_ylim(-0.02, 1.02)
     axes.legend(loc="lower left")
-
-
-def figure(study: Opened, lives: dict[int, dict[str, pd.DataFrame]]):
-    plt.rcParams.update(style.RC)
-    across = sorted({study.title(cell, without=("mitigations",)) for cell in study.cells})
-    down = sorted({cell.named["mitigations"] for cell in study.cells}, key=lambda m: (m != "none", m))
-    drawn, grid = plt.subplots(
-        len(down), len(across), figsize=(0.6 + 2.2 * len(across), 0.5 + 1.75 * len(down)), squeeze=False, sharey=True,
-        sharex=True, layout="constrained",
-    )  # fmt: skip
-    left = {(i, j) for i in range(len(down)) for j in range(len(across))}
-    for number, cell in enumerate(study.cells):
-        i, j = down.index(cell.named["mitigations"]), across.index(study.title(cell, without=("mitigations",)))
-        draw(grid[i][j], lives[number], int(cell.rows["step"].max()))
-        left.discard((i, j))
-    for i, j in left:
-        grid[i][j].text(0.5, 0.5, "not run", ha="center", va="center", transform=grid[i][j].transAxes)
-    for axes, title in zip(grid[0], across, strict=True):
-        axes.set_title(style.wrap(title))
-    for axes, mitigation in zip(grid[:, 0], down, strict=True):
-        axes.set_ylabel("never found wrong" + ("" if mitigation == "none" else f"\n{style.wrap(mitigation)}"))
-    drawn.supxlabel("fine-tuning steps", fontsize=style.RC["axes.labelsize"])
-    return drawn
 
 
 def line(study: Opened, cell: Cell, group: str, lives: pd.DataFrame) -> dict[str, object]:
@@ -77,7 +66,7 @@ def line(study: Opened, cell: Cell, group: str, lives: pd.DataFrame) -> dict[str
     best = fitted[0] if fitted else None
     second = fitted[1].aic - best.aic if best and len(fitted) > 1 and fitted[1].state == "ok" else None
     return {
-        **{name: cell.named[name] for name in study.varied}, "group": group, "runs": len(cell.runs), "n": half.n,
+        **study.named(cell), "group": group, "runs": len(cell.runs), "n": half.n,
         "lost": half.lost, "half_life": half.value, "half_life_low": half.low, "half_life_high": half.high,
         "shape": half.shape, "state": half.state, "law": best.name if best and best.state == "ok" else None,
         "law_state": best.state if best else "no fact is right at step 0", "aic_to_next": second,
@@ -85,8 +74,9 @@ def line(study: Opened, cell: Cell, group: str, lives: pd.DataFrame) -> dict[str
     }  # fmt: skip
 
 
-def told(found: pd.DataFrame, varied: tuple[str, ...]) -> pd.DataFrame:
+def told(found: pd.DataFrame) -> pd.DataFrame:
     """The table for people."""
+    varied = names_of(found, "group")
 
     def number(x: float) -> str:
         return f"{x:.0f}" if x >= 10 else f"{x:.2g}"
@@ -145,51 +135,71 @@ def _varying(table: pd.DataFrame, names: list[str]) -> list[str]:
     return [name for name in names if table[name].notna().all() and table[name].nunique() > 1]
 
 
-def main() -> None:
-    study = opened(parser(__doc__).parse_args())
+def compute(study: Opened) -> None:
     lives = {
         i: {group: survival.lifetimes(cell.rows, group, study.criterion, form=study.form) for group in GROUPS}
         for i, cell in enumerate(study.cells)
     }
-    for path in style.save(figure(study, lives), study.out, "survival"):
-        print(f"figure: {path}")
-    lines = []
+    lines, curves = [], []
     for i, cell in enumerate(study.cells):
         p = survival.log_rank(lives[i]["edited"], lives[i]["intrinsic"])
-        lines += [line(study, cell, group, lives[i][group]) | {"p_log_rank": p} for group in GROUPS]
-    found = pd.DataFrame(lines)
+        for group in GROUPS:
+            lines.append(line(study, cell, group, lives[i][group]) | {"p_log_rank": p} | study.how)
+            steps = curve_lines(lives[i][group], int(cell.rows["step"].max()))
+            curves += [study.named(cell) | {"group": group} | at for at in steps]
+    numbers = ("half_life", "half_life_low", "half_life_high", "shape", "aic_to_next", "p_log_rank")
+    columns = ["step", "surviving", "low", "high", "n"]
+    tables.keep(study.out, "survival", pd.DataFrame(lines).astype(dict.fromkeys(numbers, float)))
+    tables.keep(study.out, "survival_curves", pd.DataFrame(curves)[[*study.varied, "group", *columns]])
+    risk = hazard_table(study, lives)
+    table = risk.table if len(risk.table) else pd.DataFrame([dict.fromkeys(risk.table.columns)])
+    counted = {"lost": risk.lost, "intervals": risk.intervals, "clusters": risk.clusters, "state": risk.state}
+    tables.keep(study.out, "hazards", table.assign(**counted, **study.how))
+
+
+def draw(source: Path, out: Path) -> None:
+    curves = tables.read(source, "survival_curves", names_end="group")
+    drawn = style.panels(curves, names_of(curves, "group"), panel, "never found wrong")
+    for path in style.save(drawn, out, "survival"):
+        print(f"figure: {path}")
+    plt.close(drawn)
+    found = tables.read(source, "survival", names_end="group")
     note = (
-        f"{right_by(study)} A fact right at step 0 is lost at the first checkpoint that finds it wrong. Half-life: "
+        f"{right_by(found)} A fact right at step 0 is lost at the first checkpoint that finds it wrong. Half-life: "
         "steps after which half are lost, of a Weibull law fitted to the intervals between checkpoints (shape below 1: "
         "early losses), interval over runs (one run: over its facts). Law: of least AIC among exponential and power, "
         "without and with a floor, of what is right at each checkpoint. Log-rank: edited against intrinsic, "
         "stratified by run, facts as units, not matched on where they start (forest.py does)."
     )
-    tables.write(study.out, "survival", found, told(found, study.varied), note)
-    risk = hazard_table(study, lives)
-    if risk.state != "ok":
-        print(f"hazards: {risk.state}")
+    tables.show(out, "survival", told(found), note)
+    risk = tables.read(source, "hazards", names_end="hazard_ratio")
+    first = risk.iloc[0]
+    if first["state"] != "ok":
+        tables.show(out, "hazards", pd.DataFrame({"hazards": [first["state"]]}), right_by(risk))
         return
     shown = pd.DataFrame(
         {
-            "covariate": risk.table["covariate"],
-            "hazard ratio [95 %]": [
-                f"{r.hazard_ratio:.2f} [{r.low:.2f}, {_high(r.high)}]" for r in risk.table.itertuples()
-            ],
-            "p": [tables.p_value(p) for p in risk.table["p"]],
+            "covariate": risk["covariate"],
+            "hazard ratio [95 %]": [f"{r.hazard_ratio:.2f} [{r.low:.2f}, {_high(r.high)}]" for r in risk.itertuples()],
+            "p": [tables.p_value(p) for p in risk["p"]],
         }
     )
     note = (
-        f"{right_by(study)} Discrete-time proportional hazards (complementary log-log) of being lost, all cells of "
-        f"the study together: {risk.lost} losses in {risk.intervals} intervals between checkpoints, errors "
-        f"clustered by run ({risk.clusters}). margin: per nat of log-probability over the foil at step 0; length: per "
-        "token; frequency: per factor of e in pretraining. Above 1: lost sooner."
+        f"{right_by(risk)} Discrete-time proportional hazards (complementary log-log) of being lost, all cells of "
+        f"the study together: {first['lost']} losses in {first['intervals']} intervals between checkpoints, errors "
+        f"clustered by run and fact ({first['clusters']} runs, or facts of one run). margin: per nat of "
+        "log-probability over the foil at step 0; length: per token; frequency: per factor of e in "
+        "pretraining. Above 1: lost sooner."
     )
-    tables.write(study.out, "hazards", risk.table, shown, note)
+    tables.show(out, "hazards", shown, note)
 
 
 def _high(x: float) -> str:
     return f"{x:.2f}" if math.isfinite(x) and x < 1000 else "beyond 1000"
+
+
+def main() -> None:
+    draw(*drawn_from(parser(__doc__).parse_args(), compute))
 
 
 if __name__ == "__main__":

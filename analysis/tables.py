@@ -1,14 +1,21 @@
-"""One table in three forms: CSV with every digit, Markdown for screens, LaTeX (booktabs) for papers."""
+"""One table in three forms: CSV with every digit, Markdown for screens, LaTeX (booktabs) for papers.
+
+The CSV is what a script computes from probe rows. All else, figures too, is drawn from the CSV alone, so that it can be
+drawn again where the rows are gone.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from scipy.stats import false_discovery_control
 
 from retention.statistics import Estimate
 from retention.store import write_text
+from retention.types import UserError
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -60,12 +67,43 @@ def latex(shown: pd.DataFrame, note: str) -> str:
     return "\n".join([comment, *head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def write(out: Path, name: str, frame: pd.DataFrame, shown: pd.DataFrame, note: str) -> None:
-    """Write NAME.csv (frame), NAME.md and NAME.tex (shown, with the note), and print the Markdown."""
+def keep(out: Path, name: str, frame: pd.DataFrame) -> None:
+    """Write NAME.csv."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
+    print(f"table: {out / f'{name}.csv'}")
+
+
+def read(folder: Path, name: str, *, names_end: str) -> pd.DataFrame:
+    """NAME.csv as `keep` wrote it. Columns left of `names_end` are names (text); empty fields elsewhere are missing."""
+    path = folder / f"{name}.csv"
+    if not path.is_file():
+        raise UserError(f"{path}: no such table; leave out --from-summary, and it is computed from the study's rows")
+    columns = list(pd.read_csv(path, nrows=0).columns)
+    if names_end not in columns:
+        raise UserError(f"{path}: no column {names_end!r}; the table was written by another version: compute it anew")
+    names = columns[: columns.index(names_end)]
+    found = pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=[""])
+    return found.fillna(dict.fromkeys(names, ""))
+
+
+def show(out: Path, name: str, shown: pd.DataFrame, note: str) -> None:
+    """Write NAME.md and NAME.tex with the note, and print the Markdown."""
     out.mkdir(parents=True, exist_ok=True)
     text = f"{note}\n\n{markdown(shown)}\n"
-    write_text(out / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
     write_text(out / f"{name}.md", text)
     write_text(out / f"{name}.tex", latex(shown, note))
     print(text)
-    print(f"table: {out / f'{name}.csv'}")
+
+
+def estimate(row: Any, name: str) -> Estimate | None:
+    """An estimate from the four columns that `parts` made; None where it has no value."""
+    value, low, high, n = (row[f"{name}{part}"] for part in ("", "_low", "_high", "_n"))
+    return None if pd.isna(value) else Estimate(value=float(value), low=float(low), high=float(high), n=int(n))
+
+
+def false_discovery(p: pd.Series) -> pd.Series:
+    """Benjamini and Hochberg's q of the tests that there are; missing where p is."""
+    known = p.dropna().astype(float)
+    q = false_discovery_control(known, method="bh") if len(known) else known
+    return pd.Series(q, index=known.index, dtype=float).reindex(p.index)

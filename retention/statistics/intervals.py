@@ -73,7 +73,7 @@ def spread(u: np.ndarray, run: np.ndarray, fact: np.ndarray) -> Spread:
         return Spread(variance=by_fact, df=max(facts - 1, 1), replicated=False)
     by_run, beside = _of_totals(u, run), 0.0
     if facts < len(u):
-        both = np.unique(np.stack([run, fact]), axis=1, return_inverse=True)[1].ravel()
+        both = np.unique(run * (int(fact.max()) + 1) + fact, return_inverse=True)[1]
         beside = max(by_fact - _of_totals(u, both), 0.0)
     variance = by_run + beside
     # Satterthwaite's degrees of freedom of a sum of two variances.

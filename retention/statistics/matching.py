@@ -35,6 +35,7 @@ class Matched:
 
     unmatched: Estimate | None
     matched: Comparison  # arm: edited; against: intrinsic; pairs are matched facts of one run
+    pairs: np.ndarray  # [pairs, 2] positions in the table, as `pairs`
     balance: pd.DataFrame  # covariate, edited, intrinsic, before, after: means and standardised mean differences
     edited: int  # facts that could be matched
     intrinsic: int
@@ -70,18 +71,8 @@ def matched(table: pd.DataFrame, *, caliper: float = CALIPER) -> Matched:
     """Pair the edited facts of `fact_table` with intrinsic ones, and compare."""
     used = _used(table)
     sd = {name: _pooled_sd(table, name) for name in used}
-    pairs: list[tuple[int, int]] = []
-    for _, part in table.groupby(["run_id", "relation"]):
-        one, two = part[part["edited"] == 1], part[part["edited"] == 0]
-        if one.empty or two.empty:
-            continue
-        apart = [np.abs(np.subtract.outer(one[n].to_numpy(), two[n].to_numpy())) / sd[n] for n in used]
-        cost = np.sum(np.square(apart), axis=0) if apart else np.zeros((len(one), len(two)))
-        far = apart[used.index("margin")] > caliper if "margin" in used else np.zeros(cost.shape, bool)
-        i, j = linear_sum_assignment(np.where(far, 1e6, cost))  # as many pairs as possible, then the nearest
-        near = ~far[i, j]
-        pairs += list(zip(one.index[i[near]], two.index[j[near]], strict=True))
-    first, second = (table.loc[[p[k] for p in pairs]] for k in (0, 1))
+    at = pairs(table, caliper=caliper)
+    first, second = (table.iloc[at[:, k]] for k in (0, 1))
     runs = tuple(sorted(table["run_id"].unique()))
 
     def counts_of(part: pd.DataFrame) -> Counts:
@@ -94,11 +85,12 @@ def matched(table: pd.DataFrame, *, caliper: float = CALIPER) -> Matched:
         before, after = one[name].mean() - two[name].mean(), first[name].mean() - second[name].mean()
         lines.append(
             {"covariate": name, "edited": one[name].mean(), "intrinsic": two[name].mean(), "before": before / sd[name]}
-            | {"after": after / sd[name] if pairs else np.nan}
+            | {"after": after / sd[name] if len(at) else np.nan}
         )
     return Matched(
         unmatched=difference(counts_of(one), counts_of(two)),
         matched=compare_counts(counts_of(first), counts_of(second)),
+        pairs=at,
         balance=pd.DataFrame(lines, columns=["covariate", "edited", "intrinsic", "before", "after"]),
         edited=len(one),
         intrinsic=len(two),
@@ -106,16 +98,40 @@ def matched(table: pd.DataFrame, *, caliper: float = CALIPER) -> Matched:
     )
 
 
+def pairs(table: pd.DataFrame, *, caliper: float = CALIPER) -> np.ndarray:
+    """[pairs, 2]: positions in the table of an edited fact and of the intrinsic one that it is matched with.
+
+    As many pairs as the caliper allows within each run and relation, of these the nearest.
+    """
+    used = _used(table)
+    values = {name: table[name].to_numpy(float) / _pooled_sd(table, name) for name in used}
+    edited = table["edited"].to_numpy() == 1
+    found = [np.zeros((0, 2), int)]
+    for members in table.groupby(["run_id", "relation"]).indices.values():
+        one, two = members[edited[members]], members[~edited[members]]
+        if not len(one) or not len(two):
+            continue
+        apart = [np.abs(np.subtract.outer(values[name][one], values[name][two])) for name in used]
+        cost = np.sum(np.square(apart), axis=0) if apart else np.zeros((len(one), len(two)))
+        far = apart[used.index("margin")] > caliper if "margin" in used else np.zeros(cost.shape, bool)
+        i, j = linear_sum_assignment(np.where(far, 1e6, cost))
+        near = ~far[i, j]
+        found.append(np.stack([one[i[near]], two[j[near]]], axis=1))
+    return np.concatenate(found)
+
+
 def _used(table: pd.DataFrame) -> list[str]:
     """Covariates that all facts have, and that differ at all."""
-    return [n for n in COVARIATES if len(table) and table[n].notna().all() and table[n].nunique() > 1]
+    values = {name: table[name].to_numpy(float) for name in COVARIATES}
+    return [name for name, v in values.items() if len(v) and not np.isnan(v).any() and np.ptp(v) > 0]
 
 
 def _pooled_sd(table: pd.DataFrame, name: str) -> float:
     """Root of the mean of both groups' variances: the usual unit of a standardised mean difference."""
-    variances = table.groupby("edited")[name].var().dropna()
-    pooled = float(np.sqrt(variances.mean())) if len(variances) else 0.0
-    return pooled if pooled > 0 else float(table[name].std())
+    values, edited = table[name].to_numpy(float), table["edited"].to_numpy() == 1
+    variances = [v.var(ddof=1) for v in (values[edited], values[~edited]) if len(v) > 1]
+    pooled = float(np.sqrt(np.mean(variances))) if variances else 0.0
+    return pooled if pooled > 0 else float(values.std(ddof=1))
 
 
 @dataclass(frozen=True, kw_only=True)

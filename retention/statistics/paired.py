@@ -147,7 +147,9 @@ def compare_counts(arm: Counts, base: Counts) -> Comparison:
         )  # fmt: skip
     more, less = int((d > 0).sum()), int((d < 0).sum())
     value = float(d.mean())
-    s = spread((d - value) / n, arm.run, codes(arm.fact))
+    # What is paired need not be one fact twice: matching pairs two, of which one may recur over runs.
+    u = np.concatenate([arm.right - arm.right.mean(), base.right.mean() - base.right]) / n
+    s = spread(u, np.concatenate([arm.run, base.run]), codes(np.concatenate([arm.fact, base.fact])))
     # A pair that differs one way and one the other way are added (Bonett and Price 2012), so that arms which never
     # differ do not pretend to be certain.
     a, b = (more + 1) / (n + 2), (less + 1) / (n + 2)

@@ -22,6 +22,8 @@ from statsmodels.duration.survfunc import SurvfuncRight, survdiff
 from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 
 from retention.statistics.fates import histories
+from retention.statistics.intervals import spread
+from retention.statistics.shares import codes
 
 
 def lifetimes(rows: pd.DataFrame, group: str, criterion: str, *, form: str = "direct") -> pd.DataFrame:
@@ -113,8 +115,9 @@ class HalfLife:
 def half_life(lives: pd.DataFrame, *, least: int = 5) -> HalfLife:
     """Interval-censored maximum likelihood of S(t) = exp(-ln 2 (t / h)^k), started from several points.
 
-    The interval is on log h: with several runs the sandwich of run totals of the score with Student's quantile (runs -
-    1), with one run the curvature of the likelihood. Fewer than `least` losses, or all at one checkpoint, tell none.
+    The interval is on log h, by the rules of `intervals`: with several runs the sandwich of run totals of the score
+    (facts that recur are clusters too), with one run the curvature of the likelihood. Fewer than `least` losses, or all
+    at one checkpoint, tell none.
     """
     n, lost = len(lives), int(np.isfinite(lives["high"].to_numpy(float)).sum()) if len(lives) else 0
     runs = lives["run_id"].nunique() if n else 0
@@ -124,35 +127,34 @@ def half_life(lives: pd.DataFrame, *, least: int = 5) -> HalfLife:
 
     if n == 0:
         return none("no fact is right at step 0")
-    low, high = lives["low"].to_numpy(float), lives["high"].to_numpy(float)
     if lost < least:
         return none(f"{lost} of {n} facts lost: too few to tell a half-life")
-    if lives.loc[np.isfinite(high), ["low", "high"]].drop_duplicates().shape[0] < 2:
+    # Facts lost between the same two checkpoints are alike to the likelihood.
+    bounds, kind, times = np.unique(
+        lives[["low", "high"]].to_numpy(float), axis=0, return_inverse=True, return_counts=True
+    )
+    low, high = bounds.T
+    if np.isfinite(high).sum() < 2:
         return none("all losses fall between the same two checkpoints: the law's shape is not told")
     last = np.max(np.where(np.isfinite(high), high, low))
     fits = [
-        minimize(lambda x: -_log_likelihood(x, low, high).sum(), start, method="L-BFGS-B", bounds=_bounds(last))
+        minimize(_loss, start, (low, high, times), method="L-BFGS-B", jac=True, bounds=_bounds(last))
         for start in ([np.log(last), 0.0], [np.log(last / 4), -0.5], [np.log(4 * last), -0.7])
     ]
     x = min(fits, key=lambda f: f.fun).x
     if any(abs(v - b) < 1e-3 for v, pair in zip(x, _bounds(last), strict=True) for b in pair):
         return none("the law's fit runs to the edge of what is sensible: not identified")
-    scores, information = _derivatives(x, low, high)
+    scores, information = _log_likelihood(x, low, high)[1], _information(x, low, high, times)
     try:
         inverse = np.linalg.inv(information)
     except np.linalg.LinAlgError:
         return none("the likelihood is flat: not identified")
-    if runs > 1:
-        run = np.unique(lives["run_id"].to_numpy(str), return_inverse=True)[1]
-        totals = np.stack([np.bincount(run, weights=s) for s in scores.T], axis=1)
-        totals = totals - totals.mean(axis=0)
-        variance = (inverse @ (totals.T @ totals) @ inverse)[0, 0] * runs / (runs - 1)
-        quantile = stats.t.ppf(0.975, runs - 1)
-    else:
-        variance, quantile = inverse[0, 0], stats.norm.ppf(0.975)
-    if not variance > 0:
+    if not inverse[0, 0] > 0:
         return none("the likelihood is flat: not identified")
-    half = float(quantile * np.sqrt(variance))
+    u = (scores @ inverse[0])[kind.ravel()]  # what each fact adds to the error of log h, to first order
+    half = spread(u, codes(lives["run_id"].to_numpy()), codes(lives["fact_id"].to_numpy())).half_width(
+        float(inverse[0, 0])
+    )
     value = float(np.exp(x[0]))
     return HalfLife(
         value=value, low=float(value * np.exp(-half)), high=float(value * np.exp(half)), shape=float(np.exp(x[1])), n=n,
@@ -165,25 +167,36 @@ def _bounds(last: float) -> list[tuple[float, float]]:
     return [(np.log(1e-3), np.log(1e6 * last)), (np.log(0.05), np.log(20.0))]
 
 
-def _log_likelihood(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """[n] log P(lost between low and high), or of outliving low."""
-    with np.errstate(divide="ignore", over="ignore"):
-        a, b = (np.log(2) * np.exp(np.exp(x[1]) * (np.log(t) - x[0])) for t in (low, high))  # cumulative hazards
-        tail = -np.expm1(-np.minimum(b - a, 700.0))
-        return -np.minimum(a, 1e8) + np.where(np.isfinite(high), np.log(np.maximum(tail, 1e-300)), 0.0)
+def _log_likelihood(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[n] log P(lost between low and high), or of outliving low; and its derivatives [n, 2]."""
+
+    def hazard(t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Cumulative hazard ln 2 (t / h)^k at finite t (else 0), and its derivatives by log h and log k."""
+        there = np.isfinite(t) & (t > 0)
+        power = np.where(there, np.exp(x[1]) * (np.log(np.where(there, t, 1.0)) - x[0]), 0.0)
+        power = np.minimum(power, 18.0)  # beyond, nothing survives to the last digit
+        value = np.where(there, np.log(2) * np.exp(power), 0.0)
+        return value, np.stack([-np.exp(x[1]) * value, value * power], axis=1)
+
+    (a, da), (b, db) = hazard(low), hazard(high)
+    ends = np.isfinite(high)
+    within = np.where(ends, np.clip(b - a, 1e-300, 700.0), 1.0)
+    value = -a + np.where(ends, np.log(-np.expm1(-within)), 0.0)
+    return value, -da + np.where(ends, 1 / np.expm1(within), 0.0)[:, None] * (db - da)
 
 
-def _derivatives(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scores [n, 2] and observed information [2, 2], by central differences."""
-    e = 1e-4 * np.eye(2)
-    scores = np.stack([(_log_likelihood(x + d, low, high) - _log_likelihood(x - d, low, high)) / 2e-4 for d in e], 1)
+def _loss(x: np.ndarray, low: np.ndarray, high: np.ndarray, times: np.ndarray) -> tuple[float, np.ndarray]:
+    value, slope = _log_likelihood(x, low, high)
+    return -float(times @ value), -times @ slope
 
-    def slope(at: np.ndarray) -> np.ndarray:
-        total = [(_log_likelihood(at + d, low, high) - _log_likelihood(at - d, low, high)).sum() / 2e-4 for d in e]
-        return np.array(total)
 
-    information = -np.stack([(slope(x + 10 * d) - slope(x - 10 * d)) / 2e-3 for d in e])
-    return scores, (information + information.T) / 2
+def _information(x: np.ndarray, low: np.ndarray, high: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Observed information [2, 2] of `times` facts of each kind, by central differences of the scores."""
+    d = 1e-4 * np.eye(2)
+    found = -np.stack(
+        [times @ (_log_likelihood(x + e, low, high)[1] - _log_likelihood(x - e, low, high)[1]) / 2e-4 for e in d]
+    )
+    return (found + found.T) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +214,8 @@ def hazards(lives: pd.DataFrame, covariates: Sequence[str], checkpoints: Sequenc
     """Complementary log-log regression of being lost in each interval between checkpoints (proportional hazards).
 
     lives: `lifetimes`, with the covariates as further numeric columns. One baseline for each interval in which any fact
-    is lost. Errors clustered by run (one run: by fact), Student's quantile with clusters - 1 degrees of freedom.
+    is lost. Errors by the rules of `intervals`: clustered by run (and by fact, where facts recur; of one run by fact
+    alone), Student's quantile.
     """
     edges = np.array(sorted({0.0, *checkpoints}))
     blank = pd.DataFrame(columns=["covariate", "hazard_ratio", "low", "high", "p"])
@@ -227,29 +241,31 @@ def hazards(lives: pd.DataFrame, covariates: Sequence[str], checkpoints: Sequenc
     x = np.column_stack([long[used].to_numpy(float), base.to_numpy()])
     if np.linalg.matrix_rank(x) < x.shape[1]:
         return none(f"covariates repeat each other: {', '.join(used)}")
-    cluster = long["run_id" if long["run_id"].nunique() > 1 else "fact_id"].to_numpy(str)
-    groups = np.unique(cluster, return_inverse=True)[1]
-    clusters = int(groups.max()) + 1
+    run, fact = codes(long["run_id"].to_numpy()), codes(long["fact_id"].to_numpy())
+    clusters = int((run if run.max() > 0 else fact).max()) + 1
     if clusters < 2:
         return none("one fact alone: no errors to be told")
     family = sm.families.Binomial(link=sm.families.links.CLogLog())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            fit = sm.GLM(long["event"].to_numpy(), x, family=family).fit(
-                cov_type="cluster", cov_kwds={"groups": groups, "use_correction": True}
-            )
+            model = sm.GLM(long["event"].to_numpy(), x, family=family)
+            fit = model.fit()
         except (PerfectSeparationWarning, RuntimeWarning, UserWarning, np.linalg.LinAlgError) as reason:
             return none(f"the fit does not converge ({str(reason).splitlines()[0]})")
     if np.abs(fit.params[: len(used)]).max() > 15:
         return none("a covariate tells lost from kept facts without error: its hazard ratio is infinite")
-    beta, se = fit.params[: len(used)], fit.bse[: len(used)]
-    q = stats.t.ppf(0.975, clusters - 1)
+    u = (x * model.score_factor(fit.params)[:, None]) @ fit.normalized_cov_params  # [intervals, coefficients]
+    spreads = [spread(u[:, i], run, fact) for i in range(len(used))]
+    beta, se = fit.params[: len(used)], np.array([np.sqrt(s.variance) for s in spreads])
+    if not (se > 0).all():
+        return none("nothing differs between clusters: no errors to be told")
+    q = np.array([s.quantile for s in spreads])
     table = pd.DataFrame(
         {
             "covariate": used, "hazard_ratio": np.exp(beta),
             "low": np.exp(beta - q * se), "high": np.exp(beta + q * se),
-            "p": 2 * stats.t.sf(np.abs(beta) / se, clusters - 1),
+            "p": [float(2 * stats.t.sf(abs(b) / e, s.df)) for b, e, s in zip(beta, se, spreads, strict=True)],
         }
     )  # fmt: skip
     return Hazards(table=table, intervals=len(long), lost=lost_all, clusters=clusters, state="ok")

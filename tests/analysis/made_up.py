@@ -61,6 +61,14 @@ def tables(
                         scores.append({"run_id": run, "step": step, "score": score, "value": value + 0.01 * seed})
     out = {"rows": pd.DataFrame(rows), "runs": pd.DataFrame(runs), "scores": pd.DataFrame(scores)}
     out["facts"] = pd.DataFrame(facts)
+    luck = np.random.default_rng(7)
+    out["weights"] = pd.DataFrame(
+        {"run_id": run["run_id"], "step": step, "parameter": name, "update_norm": (0.5 + luck.random()) * step**0.5}
+        | {"edit_norm": 2.0, "effect_left": 1 - step / 100, "state": "ok"}
+        for run in runs
+        for step in STEPS[1:]
+        for name in ("a", "b")
+    )
     out["runs"]["complete"] = True
     out["runs"]["study"] = "made-up"
     for name in CATEGORIES:

@@ -19,7 +19,10 @@ from retention.types import UserError
 from tests.analysis.made_up import tables
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("pareto", "mitigations", "survival", "forest", "half_life", "fact_map", "fates")
+SCRIPTS = (
+    "pareto", "mitigations", "survival", "forest", "half_life", "fact_map", "fates", "weights", "forgetting_curves",
+    "summary",
+)  # fmt: skip
 ODD: dict[str, dict[str, Any]] = {
     "usual": {},
     "one seed": {"seeds": (0,)},
