@@ -109,10 +109,9 @@ class MQuAKE(FileFacts):
 
     def _other_hops(self, case: Record, found: Gathered, edited: set[str]) -> None:
         """The hops of the case that none of its edits changes."""
-        triples = case.inside("orig").fields.get("triples") if "orig" in case.fields else None
-        labels = case.inside("orig").fields.get("triples_labeled") if "orig" in case.fields else None
+        triples, labels = _triples(case, "triples"), _triples(case, "triples_labeled")
         hops = case.records("single_hops")
-        if not isinstance(triples, list) or not isinstance(labels, list) or len(labels) != len(hops):
+        if not len(triples) == len(labels) == len(hops):
             found.dropped["single-hop facts: the case does not tell their subjects (orig.triples_labeled)"] += 1
             return
         for hop, (_, relation, _), (subject, _, _) in zip(hops, triples, labels, strict=True):
@@ -132,3 +131,14 @@ class MQuAKE(FileFacts):
                     paraphrases=() if again is None else (again,),
                 )
             )
+
+
+def _triples(case: Record, key: str) -> list[list[str]]:
+    """(subject, relation, object) of each hop under `orig`; none where the case does not tell."""
+    value = case.inside("orig").fields.get(key) if "orig" in case.fields else None
+    if value is None:
+        return []
+    for triple in value if isinstance(value, list) else [value]:
+        if not (isinstance(triple, list) and len(triple) == 3 and all(isinstance(x, str) and x for x in triple)):
+            raise case.error(f"orig: {key!r} must be a list of [subject, relation, object], not {value!r}")
+    return list(value)
