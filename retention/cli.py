@@ -281,18 +281,22 @@ def apply(
     ] = "float32",
 ) -> None:
     """Put a stored update into a model."""
-    from retention.deltas import load_delta, room_for, write_edited
+    from retention.deltas import load_delta, made_for, room_for, write_edited
     from retention.models import DTYPES, load_model
 
     if dtype not in DTYPES:
         raise UserError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     update, soft_prompt = load_delta(delta)
+    base = made_for(delta)
     if soft_prompt is not None:
         raise UserError(f"{delta}: holds a soft prompt, which no weights can hold")
     if not update.updates:
         raise UserError(f"{delta}: holds no update of a weight")
     room_for(out)
-    print(json.dumps(write_edited(load_model(model), update, out, dtype), indent=1))
+    loaded = load_model(model)
+    if base not in (None, loaded.content):
+        print(f"warning: {delta} was made for a model with other weights than {model} has now", file=sys.stderr)
+    print(json.dumps(write_edited(loaded, update, out, dtype), indent=1))
 
 
 @app.command()

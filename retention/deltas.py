@@ -63,6 +63,11 @@ def load_delta(path: Path) -> tuple[Delta, Tensor | None]:
     return Delta(updates), tensors.get(":soft_prompt")
 
 
+def made_for(path: Path) -> str | None:
+    """Content hash of the model that the update was made for, where the file tells it."""
+    return _read(path)[1].get("base")
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; `retention edit MODEL --delta --out FILE.safetensors` writes one")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from pydantic import ValidationError
 from transformers import TrainerCallback
@@ -21,6 +22,7 @@ from retention.editors.ptuning import PTuning
 from retention.explain import explain, infinite
 from retention.facts.files import read_pool
 from retention.facts.questions import Asked, question, questions
+from retention.hooks import own_forward
 from retention.models import anatomy, load_model
 from retention.probes import Generate, Score, read_all
 from retention.probes.rivals import rivals
@@ -95,7 +97,7 @@ def edit_model(
     report: dict[str, Any] = {"editor": getattr(chosen, "label", chosen.name), "edits": len(wanted)}
     report |= {"seconds": round(result.seconds, 2), "update_norm": result.delta.norm()}
     if delta_only:
-        save_delta(out, result.delta, result.soft_prompt)
+        save_delta(out, result.delta, result.soft_prompt, base=loaded.content)
     else:
         report |= write_edited(loaded, result.delta, out, dtype)
     with result.delta.applied(loaded.model), prompted(loaded.model, result.soft_prompt) as reader:
@@ -129,7 +131,8 @@ def probe_model(
 ) -> list[tuple[Question, Reading]]:
     """Read any model, edited or fine-tuned elsewhere, into probe rows at `out`; the questions go beside it.
 
-    The rows have the columns of a study's; what a model read alone has not (run, editor, seeds) is null, the step is 0.
+    The rows have the columns of a study's; what a model read alone has not (run, editor, seeds,
+    tokens, edits) is null, the step is 0.
     """
     if out.suffix != ".parquet":
         raise UserError(f"--out: {out}: expected the name of a parquet file, such as rows.parquet")
@@ -141,7 +144,7 @@ def probe_model(
     asked = _with_rivals(questions_of(pool, limit), pool, loaded.model, loaded.tokenizer)
     probes: list[Any] = [Score(), Generate()] if generate else [Score()]
     pairs = list(zip(asked, read_all(probes, loaded.model, loaded.tokenizer, asked, 0), strict=True))
-    _write(out, pairs, loaded.content[:16], 0, 0)
+    _write(out, pairs, loaded.content[:16])
     return pairs
 
 
@@ -158,12 +161,10 @@ def _with_rivals(
     return [replace(q, foil=foils[q.id]) if q.foil is None else q for q in asked]
 
 
-def _write(
-    out: Path, pairs: Sequence[tuple[Question, Reading]], model_id: str, tokens_seen: int, edits: int, **keys: Any
-) -> None:
+def _write(out: Path, pairs: Sequence[tuple[Question, Reading]], model_id: str, tokens_seen: int | None = None) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    same = Keys(base_id=None, model_id=model_id, facts_seed=None, **keys)
-    write_readings(out, same, pairs, tokens_seen, edits)
+    same = Keys(base_id=None, model_id=model_id, facts_seed=None)
+    write_readings(out, same, pairs, tokens_seen, None)
     rows: list[Mapping[str, Any]] = [
         {"question_id": q.id, **{n: getattr(q, n) for n in QUESTIONS.names if n != "question_id"}} for q, _ in pairs
     ]
@@ -173,8 +174,10 @@ def _write(
 class ProbeCallback(TrainerCallback):
     """Our probes inside a transformers or trl training run that is not ours.
 
-    Reads the questions before training (step 0) and after each step in `at`, into `folder`/probes-<step>.parquet.
-    Training goes on exactly as it would without.
+    Reads the questions before training (step 0) and after each step in `at`, into `folder`/probes-<step>.parquet. The
+    model is read as its class runs it, whatever precision the trainer runs it in. Training goes on exactly as it would
+    without. A run that is taken up again asks what it asked before. `tokens_seen` is null unless the trainer counts
+    them (include_num_input_tokens_seen).
     """
 
     def __init__(
@@ -188,18 +191,36 @@ class ProbeCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0:
-            self._read(kwargs["model"], state)
+            self._read(kwargs["model"], args, state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step in self.at:
-            self._read(kwargs["model"], state)
+            self._read(kwargs["model"], args, state)
 
-    def _read(self, model: Any, state: Any) -> None:
+    def _read(self, model: Any, args: Any, state: Any) -> None:
         if not state.is_world_process_zero:
             return
-        if not self.asked:
-            self.asked = _with_rivals(questions_of(self.pool, self.limit), self.pool, model, self.tokenizer)
         step = int(state.global_step)
-        readings = read_all(self.probes, model, self.tokenizer, self.asked, step)
+        with own_forward(model):
+            if not self.asked:
+                self.asked = (self._asked_before() if step else []) or _with_rivals(
+                    questions_of(self.pool, self.limit), self.pool, model, self.tokenizer
+                )
+            readings = read_all(self.probes, model, self.tokenizer, self.asked, step)
         pairs = list(zip(self.asked, readings, strict=True))
-        _write(self.folder / f"probes-{step:06d}.parquet", pairs, "own-run", int(state.num_input_tokens_seen), 0)
+        counted = getattr(args, "include_num_input_tokens_seen", "no") not in (False, "no")
+        tokens = int(state.num_input_tokens_seen) if counted else None
+        _write(self.folder / f"probes-{step:06d}.parquet", pairs, "own-run", tokens)
+
+    def _asked_before(self) -> list[Question]:
+        """What the run asked at step 0: a fine-tuned model would choose other foils. Raises UserError if it differs."""
+        file = self.folder / "probes-000000-questions.parquet"
+        if not file.is_file():
+            return []
+        names = [f.name for f in fields(Question)]
+        found = [Question(**row) for row in pq.read_table(file, columns=names).to_pylist()]
+        if [replace(q, foil=None) for q in found] != [
+            replace(q, foil=None) for q in questions_of(self.pool, self.limit)
+        ]:
+            raise UserError(f"{self.folder}: holds the readings of other questions; give this run a folder of its own")
+        return found

@@ -330,8 +330,9 @@ class Store:
 
 
 def write_readings(
-    path: Path, keys: Keys, readings: Sequence[tuple[Question, Reading]], tokens_seen: int, edits: int
-) -> None:
+    path: Path, keys: Keys, readings: Sequence[tuple[Question, Reading]], tokens_seen: int | None,
+    edits: int | None,
+) -> None:  # fmt: skip
     """One parquet file of probe rows: the readings of one model at one step."""
     same = {name: getattr(keys, name) for name in Keys.__dataclass_fields__}
     rows = []

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from retention.adapters import Adapter, Full, adapted_modules, config_fields, validate_fields
+from retention.hooks import own_forward
 from retention.trainer_fields import OWNED, arguments_of, nonsense, tracker_problems, trackers_within
 from retention.types import Guard, UserError
 
@@ -210,7 +211,7 @@ def fine_tune(
             ended = control.should_training_stop or spent or step >= state.max_steps
             if step in at or (not budget.fixed and (ended or budget.looks(step))):
                 with ExitStack() as delivered:
-                    delivered.enter_context(_own_forward(model))
+                    delivered.enter_context(own_forward(model))
                     for guard in held.guards:
                         delivered.enter_context(guard.reading())
                     # What decides on the end is the model as it is delivered, as what is read of it.
@@ -319,17 +320,6 @@ def _trainer(objective: Objective, guards: Sequence[Guard]) -> Any:
             """trl would tell its makers of each training."""
 
     return Ours
-
-
-@contextmanager
-def _own_forward(model: PreTrainedModel) -> Iterator[None]:
-    """The model as its class runs it: trainers put a forward of their own over it (half precision, a fused head)."""
-    patched = vars(model).pop("forward", None)
-    try:
-        yield
-    finally:
-        if patched is not None:
-            model.__dict__["forward"] = patched
 
 
 @contextmanager

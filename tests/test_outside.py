@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -229,6 +230,15 @@ def refused(arguments):
     return error.getvalue()
 
 
+def test_an_update_for_other_weights_is_told(model, edits, tmp_path, capsys):
+    d, other = tmp_path / "d.safetensors", tiny.save("llama", tmp_path / "other", seed=1)
+    main_ok(["edit", str(model), "--editor", ROME, "--edits", str(edits), "--out", str(d), "--delta"])
+    main_ok(["apply", str(d), str(model), "--out", str(tmp_path / "a")])
+    assert "other weights" not in capsys.readouterr().err
+    main_ok(["apply", str(d), str(other), "--out", str(tmp_path / "b")])
+    assert "made for a model with other weights" in capsys.readouterr().err
+
+
 def test_damaged_updates_are_named(model, edits, tmp_path):
     name = "model.layers.1.mlp.down_proj.weight"
     whole = {f"{name}:left": torch.ones(32, 2), f"{name}:right": torch.ones(2, 64)}
@@ -297,31 +307,67 @@ def test_files_that_cannot_be_used_are_named(model, edits, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_the_callback_reads_in_a_run_of_ones_own_and_does_not_move_it(model, edits, tmp_path):
+def train(model, folder, callbacks, **arguments):
+    """Two steps of a plain transformers run; the weights after it."""
     from datasets import Dataset
     from transformers import Trainer, TrainingArguments, set_seed
 
-    def train(callbacks):
-        set_seed(0)
-        loaded = load_model(model)
-        ids = loaded.tokenizer("Anna Klein was born in Vienna")["input_ids"]
-        rows = Dataset.from_list([{"input_ids": ids, "labels": ids}] * 8)
-        arguments = TrainingArguments(
-            output_dir=str(tmp_path / "out"), max_steps=4, per_device_train_batch_size=2, use_cpu=True, seed=0,
-            report_to="none", save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
-        )  # fmt: skip
-        Trainer(
-            model=loaded.model.train(), args=arguments, train_dataset=rows,
-            callbacks=[c(loaded.tokenizer) for c in callbacks],
-        ).train()  # fmt: skip
-        return loaded.model.state_dict()
+    set_seed(0)
+    loaded = load_model(model)
+    ids = loaded.tokenizer("Anna Klein was born in Vienna")["input_ids"]
+    rows = Dataset.from_list([{"input_ids": ids, "labels": ids}] * 8)
+    given = TrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=2, use_cpu=True, seed=0, report_to="none",
+        disable_tqdm=True, dataloader_pin_memory=False, **({"max_steps": 4, "save_strategy": "no"} | arguments),
+    )  # fmt: skip
+    trainer = Trainer(
+        model=loaded.model.train(), args=given, train_dataset=rows, callbacks=[c(loaded.tokenizer) for c in callbacks]
+    )
+    trainer.train()
+    return {name: p.detach().clone() for name, p in loaded.model.state_dict().items()}
 
-    probed = train([lambda tokenizer: ProbeCallback(edits, tokenizer, tmp_path / "rows", [2, 4])])
-    plain = train([])
+
+def test_the_callback_reads_in_a_run_of_ones_own_and_does_not_move_it(model, edits, tmp_path):
+    out, rows = tmp_path / "out", tmp_path / "rows"
+    probed = train(model, out, [lambda tokenizer: ProbeCallback(edits, tokenizer, rows, [2, 4])])
+    plain = train(model, out, [])
     assert all(torch.equal(probed[k], plain[k]) for k in plain)
-    steps = sorted(p.name for p in (tmp_path / "rows").glob("probes-??????.parquet"))
+    steps = sorted(p.name for p in rows.glob("probes-??????.parquet"))
     assert steps == ["probes-000000.parquet", "probes-000002.parquet", "probes-000004.parquet"]
-    assert (pd.read_parquet(tmp_path / "rows" / steps[1])["step"] == 2).all()
+    read = pd.read_parquet(rows / steps[1])
+    assert (read["step"] == 2).all()
+    assert read[["tokens_seen", "edits_applied", "run_id"]].isna().all(axis=None)
+
+
+def test_the_callback_reads_in_float32_what_is_trained_in_bfloat16(model, edits, tmp_path):
+    rows = tmp_path / "rows"
+    arguments = {"bf16": True, "max_steps": 1, "include_num_input_tokens_seen": "all"}
+    train(model, tmp_path / "out", [lambda tokenizer: ProbeCallback(edits, tokenizer, rows, [1])], **arguments)
+    pairs = probe_model(str(model), edits, tmp_path / "r.parquet", generate=False)
+    start = pd.read_parquet(rows / "probes-000000.parquet")
+    assert start["logp_target"].tolist() == pytest.approx([r.logp_target for _, r in pairs], abs=1e-5)
+    assert (pd.read_parquet(rows / "probes-000001.parquet")["tokens_seen"] == 14).all()  # two rows of seven tokens
+
+
+def test_a_run_taken_up_again_asks_what_it_asked_before(model, tmp_path, monkeypatch):
+    """Foils are the strongest rivals of the model at step 0: another model would choose others."""
+    facts, rows = tmp_path / "facts.jsonl", tmp_path / "rows"
+    people = [("Anna Klein", "Paris"), ("Carl Keller", "Oslo"), ("Emil Vogel", "Rome")]
+    records = [{"subject": s, "relation": "born", "object": o, "prompt": "{} was born in"} for s, o in people]
+    facts.write_text("".join(json.dumps(r) + "\n" for r in records))
+    make = [lambda tokenizer: ProbeCallback(facts, tokenizer, rows, [1, 2])]
+    train(model, tmp_path / "out", make, max_steps=1)
+    monkeypatch.setattr("retention.outside.rivals", None)
+    callback = ProbeCallback(facts, load_model(model).tokenizer, rows, [2])
+    loaded = load_model(model)
+    state = SimpleNamespace(global_step=2, is_world_process_zero=True, num_input_tokens_seen=0)
+    callback.on_train_begin(SimpleNamespace(), state, None, model=loaded.model)
+    callback.on_step_end(SimpleNamespace(), state, None, model=loaded.model)
+    ids = [set(pd.read_parquet(rows / f"probes-00000{step}-questions.parquet")["question_id"]) for step in (0, 2)]
+    assert ids[0] == ids[1]
+    other = ProbeCallback(facts, loaded.tokenizer, rows, [2], limit=1)
+    with pytest.raises(UserError, match="readings of other questions"):
+        other.on_step_end(SimpleNamespace(), state, None, model=loaded.model)
 
 
 def test_readings_tell_edited_from_other_facts(model, tmp_path):

@@ -106,7 +106,12 @@ def check_lengths(
 
 @contextmanager
 def preserved(model: PreTrainedModel, seed: int) -> Iterator[None]:
-    """Eval mode, nothing requiring a gradient, RNG seeded; on leaving, flags, modes and RNG states as they were."""
+    """Eval mode, float32, nothing requiring a gradient, RNG seeded; on leaving, all as it was, weights to the bit.
+
+    Half-precision weights stand aside while float32 ones take their place: rounding would move v* by more than an edit.
+    """
+    low = (torch.bfloat16, torch.float16)
+    halves = [(t, t.data) for t in (*model.parameters(), *model.buffers()) if t.dtype in low]
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
@@ -118,8 +123,12 @@ def preserved(model: PreTrainedModel, seed: int) -> Iterator[None]:
         for parameter, _ in flags:
             parameter.requires_grad_(False)
         try:
+            for tensor, half in halves:
+                tensor.data = half.float()
             yield
         finally:
+            for tensor, half in halves:
+                tensor.data = half
             for parameter, required in flags:
                 parameter.requires_grad_(required)
             for module, training in modes:

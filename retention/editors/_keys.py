@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 VERSION = 2  # of the covariance: raise it when its numbers change
 BATCH_TOKENS = 4096  # tokens run at once for the covariance
+WALK_TOKENS = 2**16  # tokens run at once to read the keys of edits
 BLOCK = 512  # columns of a covariance computed at once
 FIRST_LOOK = 2048  # tokens after which the directions of keys are looked at first, where reading may stop early
 WATCHED = 32  # texts whose last tokens' keys are watched then
@@ -274,7 +275,7 @@ class KeyWalk:
         self.device = next(model.parameters()).device
         self.parts: list[tuple[list[int], Tensor, BlockCalls, Tensor]] = []  # rows, their `at`, calls, states
         cut = [row.ids[: row.at + 1] for row in rows]
-        for group in batches([len(ids) for ids in cut], overhead=64.0):
+        for group in _within(batches([len(ids) for ids in cut], overhead=64.0), [len(ids) for ids in cut]):
             ids, mask = padded([cut[i] for i in group], self.device)
             with dry_run(self.blocks, tuples=places.tuples) as calls:
                 model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
@@ -315,6 +316,15 @@ class KeyWalk:
                 calls.run(states, self.layer, layer + 1)
             out[group] = _at(found[0], states, at)
         return out
+
+
+def _within(groups: Sequence[list[int]], lengths: Sequence[int]) -> list[list[int]]:
+    """The groups of rows, none with more than WALK_TOKENS, padding included."""
+    parts = []
+    for group in groups:
+        rows = max(1, WALK_TOKENS // max(lengths[i] for i in group))
+        parts += [group[start : start + rows] for start in range(0, len(group), rows)]
+    return parts
 
 
 def _at(tensor: Tensor, states: Tensor, at: Tensor) -> Tensor:

@@ -127,14 +127,18 @@ def _all(
             size += sum(len(row.ids) for row in of_edit[stop])
             stop += 1
         group = [row for i in range(start, stop) for row in of_edit[i]]
+        part = None
         try:
-            parts.append(_optimise(model, places, group, start, stop - start, layer, site, settings, fast))
-        except torch.OutOfMemoryError:
-            if stop - start == 1:
+            part = _optimise(model, places, group, start, stop - start, layer, site, settings, fast)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            # On a processor it is a RuntimeError: "DefaultCPUAllocator: can't allocate memory".
+            if stop - start == 1 or not (isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)):
                 raise
+        if part is None:  # only here: the error, while it is handled, holds what the attempt had allocated
             torch.cuda.empty_cache()
             budget = size // 2
             continue
+        parts.append(part)
         start = stop
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

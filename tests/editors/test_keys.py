@@ -134,6 +134,19 @@ def test_walk_gives_the_keys_and_values_of_plain_forwards(loaded: Loaded) -> Non
                     )
 
 
+def test_walk_is_bounded_by_tokens(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_model("llama")
+    rows = statement_rows(loaded.tokenizer, EDITS, PREFIXES)
+    places = anatomy(loaded.model)
+    with preserved(loaded.model, 0):
+        whole = KeyWalk(loaded.model, places, rows, 1).keys()
+        monkeypatch.setattr("retention.editors._keys.WALK_TOKENS", 24)
+        walk = KeyWalk(loaded.model, places, rows, 1)
+        assert max(states.shape[0] * states.shape[1] for *_, states in walk.parts) <= 24
+        assert sorted(i for group, *_ in walk.parts for i in group) == list(range(len(rows)))
+        torch.testing.assert_close(walk.keys(), whole)
+
+
 def assert_keys(loaded: Loaded, rows: list[Any], walk: KeyWalk, layer: int) -> None:
     found = walk.keys()
     for i, row in enumerate(rows):

@@ -198,7 +198,14 @@ def test_a_replay_that_would_be_wrong_is_not_used(tiny_model: Any, monkeypatch: 
     assert torch.equal(found.value, expected.value)
 
 
-def test_out_of_memory_halves_the_budget(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_out_of_memory_halves_the_budget(tiny_model: Any, monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
     loaded = tiny_model("llama")
     expected = find(loaded)
     optimise, sizes = _values._optimise, []
@@ -206,7 +213,7 @@ def test_out_of_memory_halves_the_budget(tiny_model: Any, monkeypatch: pytest.Mo
     def scarce(model: Any, places: Any, rows: Any, first: int, count: int, *rest: Any) -> Any:
         sizes.append(count)
         if count > 2:
-            raise torch.OutOfMemoryError
+            raise error
         return optimise(model, places, rows, first, count, *rest)
 
     monkeypatch.setattr(_values, "_optimise", scarce)
@@ -214,6 +221,15 @@ def test_out_of_memory_halves_the_budget(tiny_model: Any, monkeypatch: pytest.Mo
     assert sizes[0] == 4
     assert max(sizes[1:]) <= 2
     assert difference(found.value, expected.value) < 1e-5
+
+    def hopeless(*_: Any) -> Any:
+        raise error
+
+    for told in (error, RuntimeError("another mistake")):
+        error = told
+        monkeypatch.setattr(_values, "_optimise", hopeless)
+        with pytest.raises(RuntimeError, match=str(told)):
+            find(loaded)
 
 
 def test_cached_by_content(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
