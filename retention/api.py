@@ -95,6 +95,9 @@ def left(study: Study | str | Path, overrides: Sequence[str], results: str | Pat
     stages = inline.plan(loaded.runs, Bench(store=Store.peek(results), cache=default_cache()))
     todo = [stage.kind for stage in stages if not stage.done]
     kinds = ", ".join(f"{todo.count(kind)} {kind}" for kind in dict.fromkeys(todo))
+    keys = (stage.key for stage in stages if stage.kind == "tune" and not stage.done)
+    saved = sum(any((Path(results) / ".work" / "partial").glob(f"runs-{key}.*/resume/*")) for key in keys)
+    kinds += f", {saved} of them begun and saved" if saved else ""
     return f"{len(todo)} of {len(stages)} stages are left ({kinds or 'none'}); run the same command to go on"
 
 

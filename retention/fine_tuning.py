@@ -24,11 +24,14 @@ from retention.edit import corpus_of, written
 from retention.edit_keys import edit_keys
 from retention.facts.draw import Draw
 from retention.ids import base_id, edit_id, model_id, names, run_id
+from retention.interrupts import held_back
 from retention.mitigations import Mitigation, Scene, mixed_rows
 from retention.models import Loaded, anatomy
 from retention.probes import Prepared, Score, read_all
 from retention.probes.ability import heldout
 from retention.relearn import chosen, relearn
+from retention.resume import Resume
+from retention.snapshot import put_back
 from retention.soft_prompt import prompted
 from retention.stages import Bench, applied, drawn_facts, drop_if_empty, finite, load, paired, where
 from retention.store import SCORES, Keys, read_readings, table_of, write_json, write_readings, write_table
@@ -63,22 +66,42 @@ def tune(run: Run, bench: Bench) -> None:
         names=frozenset(name for name, _ in loaded.model.named_parameters()),
     )
     tasks, sources = _tasks(run, scene)
-    with bench.store.publishing("runs", key) as folder:
+    with held_back() as signals, bench.store.publishing("runs", key, resume=True) as folder:
         reader = Reader(run, loaded, drawn, tasks, soft_prompt, folder)
-        reader.score(STEP_BASE, 0, soft_prompt=None)
+        resume = Resume(
+            folder, bench.store.content("edits", edit_id(run)), signals, lambda what: bench.report(what, 0, 1)
+        )
+        before = resume.before()
+        if before is None:
+            reader.score(STEP_BASE, 0, soft_prompt=None)
         late.apply_(loaded.model)
         if s.weights:
             with delta.applied(loaded.model):
-                found = edit_keys(loaded.model, loaded.tokenizer, scene.edits, sorted(delta.updates))
-            reader.diagnostics = Diagnostics(loaded.model, delta, found)
+                keys = edit_keys(loaded.model, loaded.tokenizer, scene.edits, sorted(delta.updates))
+            reader.diagnostics = Diagnostics(loaded.model, delta, keys)
         delta.apply_(loaded.model)
-        reader.score(STEP_EDITED, 0)
         results: list[tuning.TuneResult] = []
         log: list[dict[str, Any]] = []
+        if before is None:
+            reader.score(STEP_EDITED, 0)
+        else:
+            reader.scores, reader.weights, log = before["scores"], before["weights"], before["log"]
+            results = [tuning.TuneResult(**result) for result in before["results"]]
+        if resume.first is not None:
+            put_back(dict(loaded.model.named_parameters()), resume.first["weights"])
+            scene.memory.update(resume.first["memory"])
+        signals.holding = True
         for number, (t, task) in enumerate(zip(s.tunes, tasks, strict=True), 1):
+            if number <= len(results):
+                continue
             reader.steps_before, reader.tokens_before = sum(r.steps for r in results), sum(r.tokens for r in results)
+            told = [asdict(result) for result in results]
+            resume.run = {"scores": reader.scores, "weights": reader.weights, "log": log, "results": told}
+            if number > resume.number:
+                resume.begin(number, {"weights": dict(loaded.model.named_parameters()), "memory": scene.memory})
+                signals.deliver()
             last = number == len(tasks)
-            result = _once(run, bench, t, task, scene, reader, folder, merge=not last or s.relearn is not None)
+            result = _once(run, bench, t, task, scene, reader, resume, merge=not last or s.relearn is not None)
             log += [{**entry, "step": reader.steps_before + entry["step"], "tune": number} for entry in result.log]
             results.append(result)
         if s.relearn is not None:
@@ -89,6 +112,7 @@ def tune(run: Run, bench: Bench) -> None:
             write_table(folder / "weights.parquet", table_of(reader.weights))
         write_table(folder / "training.parquet", table_of([{"run_id": key, **entry} for entry in log]))
         drop_if_empty(folder / "trainer")
+        resume.over()
         record: dict[str, Any] = {"run_id": key, "edit_id": edit_id(run), "base_id": base_id(run)}
         record |= {"cell": dict(run.cell), "settings": run.dump(), "rows": sources}
         record |= {"training": [{k: v for k, v in asdict(result).items() if k != "log"} for result in results]}
@@ -176,7 +200,7 @@ class Reader:
 
 
 def _once(
-    run: Run, bench: Bench, t: Tune, task: TaskRows, scene: Scene, reader: Reader, folder: Path, *, merge: bool
+    run: Run, bench: Bench, t: Tune, task: TaskRows, scene: Scene, reader: Reader, resume: Resume, *, merge: bool
 ) -> tuning.TuneResult:
     """One fine-tune of the run's list."""
     s = run.settings
@@ -213,11 +237,12 @@ def _once(
         seed=s.seed,
         at={step - reader.steps_before for step in s.at},
         on_checkpoint=reader.checkpoint,
-        folder=folder / "trainer",
+        folder=resume.folder / "trainer",
         base=lambda: load(run, bench).model,
         in_order=bool(on_rows),
         merge=merge,
         progress=lambda done, total: bench.report(f"fine-tuning{which} {run.label}", done, total),
+        resume=resume,
     )
 
 

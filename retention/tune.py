@@ -21,7 +21,9 @@ import torch
 
 from retention.adapters import Adapter, Full, adapted_modules, config_fields, validate_fields
 from retention.hooks import own_forward
+from retention.resume import Resume
 from retention.trainer_fields import OWNED, arguments_of, nonsense, tracker_problems, trackers_within
+from retention.trainer_state import put_back_tallies, resumable, savable
 from retention.types import Guard, UserError
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ class TuneResult:
     adapted: tuple[str, ...]  # modules that an adapter was put on
     arguments: dict[str, Any]  # as passed to the trainer's config
     log: tuple[dict[str, Any], ...]  # the trainer's own log: step, loss (nats), learning_rate, grad_norm
+    resumed: tuple[int, ...] = ()  # steps after which it was interrupted and taken up again
 
 
 def validate(objective: Objective, trainer: dict[str, Any]) -> None:
@@ -161,13 +164,15 @@ def fine_tune(
     in_order: bool = False,
     merge: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    resume: Resume | None = None,
 ) -> TuneResult:
     """Train `model` in place and call `on_checkpoint` after each step in `at`, and after the last of an open budget.
 
     `hold` is called once the adapter is in place; it names the parameters that must not move and the guards that act on
     each step. Rows are shuffled by the seed unless `in_order`; the loss and the optimizer are trl's. At a checkpoint
     the model is as the guards deliver it. `base` loads the unedited model, for objectives that learn from it. The model
-    is left trained, in train mode, an adapter in place or, with `merge`, in its weights.
+    is left trained, in train mode, an adapter in place or, with `merge`, in its weights. With `resume` it is saved on
+    the way, and goes on from what was saved: `model` must be as it was before the first step.
     Raises UserError if a mitigation freezes everything or an adapter does not fit the model.
     """
     from transformers import PrinterCallback, TrainerCallback, set_seed
@@ -188,6 +193,7 @@ def fine_tune(
     held = hold(wrapped)
     freeze(wrapped, held.frozen)
     config = _config(objective, trainer, budget=budget, in_order=in_order, seed=seed, folder=folder)
+    begun = resume.begun["training"] if resume is not None and resume.begun is not None else None
 
     drawn_at_once = _prompts_at_once(objective, config)
     if len(rows) < drawn_at_once:  # trl would leave the incomplete batch out, and end at step 0
@@ -196,7 +202,18 @@ def fine_tune(
             f"{len(rows)} rows; give more rows, or a smaller per_device_train_batch_size"
         )
 
+    resumed = (*begun["resumed"], begun["step"]) if begun is not None else ()
+
+    def save(state: dict[str, Any]) -> None:
+        assert resume is not None, "nothing else asks for it"
+        resume.save({**state, "seconds": time.perf_counter() - start, "resumed": resumed})
+        resume.signals.deliver()
+
     class Checkpoints(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if begun is not None:
+                put_back_tallies(trainer_, begun["tallies"])
+
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             for guard in held.guards:
                 guard.before_step()
@@ -219,6 +236,10 @@ def fine_tune(
                     if step in at or (ended and not budget.fixed):
                         on_checkpoint(step, tokens, model)
             control.should_training_stop = ended
+            if resume is not None and not ended and resume.due():
+                control.should_save = savable(trainer_, draws=objective.shuffled_by == "field")
+                if not control.should_save:
+                    resume.signals.deliver()
             if progress is not None:
                 progress(*((tokens, budget.tokens) if budget.tokens is not None else (step, state.max_steps)))
 
@@ -230,7 +251,7 @@ def fine_tune(
         # trl says of each experimental trainer that it may change: whoever asks for one has said that they know.
         warnings.filterwarnings("ignore", message=".*experimental.*")
         try:
-            trainer_ = _trainer(objective, held.guards)(
+            trainer_ = resumable(_trainer(objective, held.guards), held.guards, begun, save)(
                 model=wrapped,
                 args=config,
                 train_dataset=_dataset(rows, objective, seed, in_order),
@@ -243,7 +264,7 @@ def fine_tune(
         trainer_.remove_callback(PrinterCallback)  # our own progress tells how far it is; the log goes into the results
         trainable = {name: p.numel() for name, p in wrapped.named_parameters() if p.requires_grad}
         assert not trainable.keys() & set(held.frozen), "building the trainer has thawed frozen parameters"
-        start = time.perf_counter()
+        start = time.perf_counter() - (begun["seconds"] if begun is not None else 0.0)
         trainer_.train()
         seconds = time.perf_counter() - start
     state = trainer_.state
@@ -261,6 +282,7 @@ def fine_tune(
         adapted=adapted_modules(wrapped),
         arguments={k: v for k, v in arguments.items() if k in config_fields(type(config))},
         log=tuple(entry for entry in state.log_history if "loss" in entry),
+        resumed=resumed,
     )
 
 

@@ -267,6 +267,13 @@ class Guard:
         """Within it the model is as this mitigation delivers it; after it, bit for bit as training left it."""
         return nullcontext()
 
+    def state(self) -> Any:
+        """What it has gathered since the first step, for `snapshot.save`; None where the next step needs nothing."""
+        return None
+
+    def resume(self, state: Any) -> None:
+        """Go on from there, in another process: called on a new guard of the same run, before its first step."""
+
 
 class Editor(Protocol):
     """Writes edits into weights. Leaves the model bit-identical, its requires_grad and train mode included."""

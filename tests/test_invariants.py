@@ -38,6 +38,10 @@ LEVELS = {
     0: ("types", "tokens", "explain", "yaml_file"),
     1: (
         "trainer_fields",
+        "trainer_state",
+        "snapshot",
+        "resume",
+        "interrupts",
         "models",
         "model_folder",
         "records",

@@ -57,6 +57,14 @@ class _Average(Guard):
         for name, p in self.moving.items():
             self.average[name].lerp_(p.float(), 1 - self.settings.decay)
 
+    def state(self) -> dict[str, Tensor]:
+        return self.average
+
+    def resume(self, state: dict[str, Tensor]) -> None:
+        self.before_step()
+        for name, average in self.average.items():  # in place: the next fine-tune of a list has the same tensors
+            average.copy_(state[name])
+
     @contextmanager
     def reading(self) -> Iterator[None]:
         with restored(self.moving):

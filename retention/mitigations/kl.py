@@ -68,6 +68,12 @@ class _Near(Guard):
         before = torch.cat([self.kept[i] for i in chosen]).to(now.device)
         return self.settings.weight * (before.exp() * (before - now)).sum(-1).mean()
 
+    def state(self) -> int:
+        return self.turn
+
+    def resume(self, state: int) -> None:
+        self.turn = state
+
 
 def _texts(settings: Kl, scene: Scene) -> list[tuple[int, ...]]:
     """Token ids of the texts, drawn by seed. Raises UserError where there is none."""
