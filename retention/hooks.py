@@ -69,6 +69,33 @@ def on_output(module: nn.Module, act: Callable[[Tensor], Tensor | None], *, stop
         handle.remove()
 
 
+@contextmanager
+def only_at(module: nn.Module, places: Tensor) -> Iterator[None]:
+    """Run a module that treats each place by itself (an MLP) at some places only; elsewhere its output is 0.
+
+    places: [rows, tokens] bool, of an input [rows, tokens, width] or [rows * tokens, width].
+    """
+
+    shape: Sequence[int] = ()
+
+    def gather(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal shape
+        shape = args[0].shape[:-1]
+        return (args[0][places.view(shape)], *args[1:])
+
+    def scatter(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        whole = output.new_zeros(places.numel(), output.shape[-1])
+        whole[places.flatten()] = output
+        return whole.view(*shape, -1)
+
+    handles = [module.register_forward_pre_hook(gather), module.register_forward_hook(scatter)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @dataclass
 class BlockCalls:
     """The arguments with which a model called its blocks, hidden states left out. Replay them on other states."""

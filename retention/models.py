@@ -205,6 +205,15 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         return _examine(model, config, path, blocks, *first_call)
 
 
+def last_mlp(model: PreTrainedModel) -> nn.Module:
+    """The last block's MLP, or its second matrix where the block has no MLP module (OPT); an adapter may be in it.
+
+    Told from the order in which a block's parts are registered, not tried out: for architectures that are tested.
+    """
+    _, blocks = _find_blocks(model, model.config.get_text_config())
+    return [part for part in blocks[-1].children() if any(p.ndim == 2 for p in part.parameters())][-1]
+
+
 def _find_blocks(model: nn.Module, config: Any) -> tuple[str, list[nn.Module]]:
     found = [
         (name, list(module))

@@ -335,14 +335,17 @@ def write_readings(
 ) -> None:  # fmt: skip
     """One parquet file of probe rows: the readings of one model at one step."""
     same = {name: getattr(keys, name) for name in Keys.__dataclass_fields__}
-    rows = []
-    for question, reading in readings:
-        row = {name: getattr(reading, name, None) for name in ROWS.names}
-        row |= same
-        row |= {"tokens_seen": tokens_seen, "edits_applied": edits}
-        row |= {"fact_id": question.fact_id, "group": question.group, "form": question.form}
-        rows.append(row)
-    write_table(path, pa.Table.from_pylist(rows, schema=ROWS))
+    same |= {"tokens_seen": tokens_seen, "edits_applied": edits}
+    columns = []  # one by one: pyarrow takes rows of dicts apart at four times the cost
+    for field in ROWS:
+        if field.name in same:
+            values: list[Any] = [same[field.name]] * len(readings)
+        elif field.name in ("fact_id", "group", "form"):
+            values = [getattr(question, field.name) for question, _ in readings]
+        else:
+            values = [getattr(reading, field.name) for _, reading in readings]
+        columns.append(pa.array(values, field.type))
+    write_table(path, pa.Table.from_arrays(columns, schema=ROWS))
 
 
 def read_readings(path: Path, measure: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from retention import models
+from retention.hooks import only_at
 from retention.probes._prepared import Prepared
 from retention.probes._rows import NEXT, Continuation, Row, batches, pack
 
@@ -185,12 +186,15 @@ def _batch(
 
 def _run(model: Any, batch: _Batch) -> Tensor:
     """Logits [places, vocabulary] at the wanted places."""
-    inputs = {"input_ids": batch.ids, "attention_mask": batch.visible}
-    if batch.depths is not None:
-        hidden = torch.zeros((), dtype=model.dtype, device=batch.ids.device)
-        inputs["attention_mask"] = torch.where(batch.visible, hidden, torch.finfo(model.dtype).min)
-        inputs["position_ids"] = batch.depths
-    logits: Tensor = logits_where(model, batch.wanted, use_cache=False, **inputs).logits
+    inputs = {"input_ids": batch.ids, "attention_mask": batch.visible, "use_cache": False}
+    if batch.depths is None:
+        logits: Tensor = logits_where(model, batch.wanted, **inputs).logits
+        return logits
+    hidden = torch.zeros((), dtype=model.dtype, device=batch.ids.device)
+    inputs["attention_mask"] = torch.where(batch.visible, hidden, torch.finfo(model.dtype).min)
+    # After the last attention no place is seen by another: what is not read need not be worked out.
+    with only_at(models.last_mlp(model), batch.wanted):
+        logits = logits_where(model, batch.wanted, position_ids=batch.depths, **inputs).logits
     return logits
 
 

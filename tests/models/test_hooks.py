@@ -5,7 +5,7 @@ from __future__ import annotations
 import tiny
 import torch
 
-from retention.hooks import dry_run, on_input, on_output, recording, stopped, undisturbed
+from retention.hooks import dry_run, on_input, on_output, only_at, recording, stopped, undisturbed
 from retention.models import anatomy
 
 IDS = torch.tensor([[1, 5, 9, 20, 7], [1, 30, 31, 32, 33]])
@@ -54,6 +54,21 @@ def test_what_a_hook_returns_takes_the_outputs_place() -> None:
             model(input_ids=IDS)
     assert float(seen[0].abs().max()) == 0.0
     assert not torch.equal(zeroed, model(input_ids=IDS).logits)
+
+
+def test_an_mlp_at_some_places_only() -> None:
+    model, _ = tiny.build("llama")
+    mlp = model.model.layers[0].mlp
+    states = torch.randn(2, 3, mlp.gate_proj.in_features, generator=torch.Generator().manual_seed(0))
+    places = torch.tensor([[True, False, True], [False, True, False]])
+    with torch.no_grad():
+        expected = mlp(states) * places[..., None]
+        with only_at(mlp, places):
+            torch.testing.assert_close(mlp(states), expected)
+            torch.testing.assert_close(mlp(states.flatten(0, 1)), expected.flatten(0, 1))  # as OPT hands them over
+        assert mlp(states).all()
+    assert not mlp._forward_hooks
+    assert not mlp._forward_pre_hooks
 
 
 def test_undisturbed_restores_modes_flags_and_random_numbers() -> None:

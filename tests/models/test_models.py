@@ -15,7 +15,7 @@ from torch import nn
 
 from retention.hooks import on_input, on_output
 from retention.model_folder import content_hash
-from retention.models import anatomy, down_parameter, load_model
+from retention.models import anatomy, down_parameter, last_mlp, load_model
 from retention.types import UserError
 
 PARALLEL = {"gptj", "gpt_neox", "falcon"}
@@ -46,6 +46,7 @@ def test_anatomy(named: tuple[str, Any]) -> None:
     assert parts.down == f"{parts.block}.{parts.mlp_projections[-1]}"
     assert model.get_submodule(parts.attention.format(0))
     assert model.get_submodule(parts.mlp.format(0))
+    assert last_mlp(model) is model.get_submodule(parts.mlp.format(3))
 
 
 def test_orientation_is_that_of_the_product(named: tuple[str, Any]) -> None:

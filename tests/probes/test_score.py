@@ -236,7 +236,11 @@ def test_the_head_runs_only_where_it_is_needed():
     model.transformer.wte.register_forward_hook(lambda _, args, out: shapes.append(tuple(args[0].shape)))
     heads: list[int] = []
     model.lm_head.register_forward_hook(lambda _, args, out: heads.append(out.numel() // out.shape[-1]))
+    mlps: list[list[int]] = [[] for _ in model.transformer.h]
+    for block, places in zip(model.transformer.h, mlps, strict=True):
+        block.mlp.c_proj.register_forward_hook(lambda _, args, out, p=places: p.append(out.numel() // out.shape[-1]))
     asked = [question("The mother tongue of Anna is", city, "Rome") for city in ("Paris", "Berlin", "Madrid", "Oslo")]
     Score().read(model, tokenizer, asked, 0)
     assert shapes == [(1, 7)]  # <s> and six words, once
     assert heads == [1]
+    assert [n for (n,) in mlps] == [7, 7, 7, 1]  # after the last attention, only the place that is read
