@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
 
         return run
     if name == "load":
-        from retention.store import load
+        from retention.reading import load
 
         return load
     raise AttributeError(f"module 'retention' has no attribute {name!r}")

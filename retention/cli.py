@@ -131,7 +131,8 @@ class Terminated(BaseException):
 @app.command()
 def status(results: Results = Path("results")) -> None:
     """Tell for every study in a results folder which runs are complete, which are not, what failed and why."""
-    from retention.store import Store, load
+    from retention.reading import load
+    from retention.store import Store
 
     store = Store(results)
     failed = {(f["stage"], f["key"]): f for f in store.failures()}

@@ -1,4 +1,4 @@
-"""The layout of a results folder: what is written where, when it counts as complete, and how it is read back.
+"""The layout of a results folder: what is written where, and when it counts as complete and as whole.
 
     results/store.json                  marks the folder as ours, with the schema version
     results/bases/<base_id>/            facts.parquet  questions.parquet  probes--00001.parquet
@@ -10,12 +10,12 @@
     results/.work/                      what is being computed: claims, and artefacts that are not complete yet
 
 Files and artefacts appear whole or not at all: each is written under a temporary name and renamed. What is read back
-must be what was written: complete.json has the checksums. pyarrow writes; DuckDB reads. Knows nothing of models.
+must be what was written: complete.json has the checksums. pyarrow writes, and reading.py reads tables. Knows nothing of
+models.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -28,17 +28,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retention.types import Question, Reading, UserError
 
 SCHEMA = 2  # of the rows and the layout; raised when either changes
-KINDS = ("bases", "edits", "runs")
+Kind = Literal["bases", "edits", "runs"]
+KINDS: tuple[Kind, ...] = ("bases", "edits", "runs")
 RESERVED = (*KINDS, "failed")  # names that no study can have
 SMALL = 1 << 20  # bytes; a quick check compares the checksums of files up to this size, and of others the size alone
-Kind = Literal["bases", "edits", "runs"]
 
 _name = pa.dictionary(pa.int32(), pa.string())
 ROWS = pa.schema(
@@ -390,115 +389,3 @@ def _appearing(path: Path) -> Iterator[Path]:
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# ------------------------------------------------------------------------------------------------ reading
-
-
-def load(
-    path: str | Path = "results",
-    table: Literal["rows", "sequence", "relearn", "scores", "weights", "runs", "facts", "questions"] = "rows",
-) -> pd.DataFrame:
-    """Read a results folder, or one study's folder in it, into one table.
-
-    rows: one probe row a question, step and run, with the columns of results/README.md; rows at steps -1 and 0, which
-    many runs share, are repeated for each of them. sequence: regime sequential's readings right after each batch of
-    edits, never mixed with the rows, whose step 0 is read when all edits are written. relearn: readings while
-    forgotten edits are taught again (groups `forgotten` and `never_edited`; step: of relearning). scores: held-out
-    loss and accuracy of the task, and the abilities'. weights: what training did to the edited matrices. runs: the
-    keys of each run, complete or not. facts, questions: what was asked, by base_id. Raises UserError if nothing is
-    there, or if a file is not as it was written (Store.check_all).
-    """
-    import duckdb
-
-    path = Path(path).absolute() if Path(path).name in ("", "..") else Path(path)  # `.` has no name of its own
-    study = None
-    if not (path / "store.json").is_file() and (path.parent / "store.json").is_file():
-        study, path = path.name, path.parent
-    store = Store(path)
-    names = store.studies()
-    if study is not None and study not in names:
-        near = difflib.get_close_matches(study, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(names) or 'none'}"
-        raise UserError(f"{path}: no study {study!r}{hint}")
-    chosen = [study] if study is not None else names
-    if not chosen:
-        raise UserError(f"{path}: no study has been run here yet")
-    runs = pd.concat([pd.read_parquet(path / name / "runs.parquet").assign(study=name) for name in chosen])
-    runs["complete"] = [store.complete("runs", run_id) for run_id in runs["run_id"]]
-    if study is None:
-        runs = runs.drop_duplicates("run_id")
-    runs = runs.reset_index(drop=True)
-    if table == "runs":
-        return runs
-    kind: Kind = "bases" if table in ("facts", "questions") else "runs"
-    key = "base_id" if kind == "bases" else "run_id"
-    done = runs[runs["complete"]]
-    read: tuple[tuple[Kind, str], ...] = (("bases", "base_id"), ("edits", "edit_id"), ("runs", "run_id"))
-    store.check_all([(k, i) for k, name in read if kind in ("runs", k) for i in done[name].drop_duplicates()])
-    if table not in ("rows", "sequence", "relearn"):
-        files_ = {k: store.folder(kind, k) / f"{table}.parquet" for k in done[key].drop_duplicates()}
-        found = [pd.read_parquet(path).assign(**{key: k}) for k, path in files_.items() if path.is_file()]
-        if not found and table == "weights" and files_:
-            raise UserError(f"{path}: no run of this study read the edited matrices (weights: true)")
-        if not found:
-            raise UserError(f"{path}: no run is complete; `retention status` tells what is left")
-        return pd.concat(found, ignore_index=True)
-    if done.empty:
-        raise UserError(f"{path}: no run is complete; `retention status` tells what is left")
-    connection = duckdb.connect()
-    connection.execute("SET preserve_insertion_order = true")
-    # Settings that a grid varies besides the parts (tune.steps, say) are columns of their own.
-    axes = [n for n in done.columns if n not in ("run_id", "edit_id", "base_id", "only", "study", "complete", *CELL)]
-    connection.register("cells", done[["run_id", "edit_id", "base_id", *CELL, *axes]])
-    measured = [n for n in ROWS.names if n not in ("run_id", "edit_id", "base_id", *CELL)]
-    columns = ", ".join(f'r."{n}"' if n in measured else f'c."{n}"' for n in (*ROWS.names, *axes))
-    for name in ("seed", "facts_seed"):
-        columns = columns.replace(f'c."{name}"', f'CAST(c."{name}" AS INTEGER) AS "{name}"')
-
-    def files(kind: Kind, key: str, pattern: str) -> list[str]:
-        return [str(p) for k in done[key].drop_duplicates() for p in sorted(store.folder(kind, k).glob(pattern))]
-
-    def table_in(paths: Sequence[str]) -> str:
-        quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-        return f"read_parquet([{quoted}])"
-
-    edits, runs_ = files("edits", "edit_id", "probes-*.parquet"), files("runs", "run_id", "probes-*.parquet")
-    if table == "sequence":
-        found_ = files("edits", "edit_id", "sequence-*.parquet")
-        if not found_:
-            raise UserError(f"{path}: no run edited in sequence (regime: sequential)")
-        parts = [f"SELECT {columns} FROM {table_in(found_)} r JOIN cells c USING (edit_id)"]
-    elif table == "relearn":
-        found_ = files("runs", "run_id", "relearn-*.parquet")
-        if not found_:
-            raise UserError(f"{path}: no run taught forgotten edits again (relearn), or none had forgotten any")
-        parts = [f"SELECT {columns} FROM {table_in(found_)} r JOIN cells c USING (run_id)"]
-    else:
-        # A run that writes one edit alone (regime single) asks only some of the questions that its base answered.
-        asked = f"SELECT DISTINCT edit_id, question_id FROM {table_in(edits)}"
-        base = table_in(files("bases", "base_id", "probes-*.parquet"))
-        parts = [
-            f"SELECT {columns} FROM {base} r JOIN cells c USING (base_id) "
-            f"JOIN ({asked}) q ON q.edit_id = c.edit_id AND q.question_id = r.question_id",
-            f"SELECT {columns} FROM {table_in(edits)} r JOIN cells c USING (edit_id)",
-        ]
-        if runs_:
-            parts.append(f"SELECT {columns} FROM {table_in(runs_)} r JOIN cells c USING (run_id)")
-    order = 'run_id, step, edits_applied, "group", form, question_id'
-    rows = connection.execute(f"SELECT * FROM ({' UNION ALL '.join(parts)}) ORDER BY {order}").df()
-    for name in (*CELL, "run_id", "edit_id", "base_id", "model_id", "group", "form", "state"):
-        if rows[name].dtype == object or str(rows[name].dtype) in ("str", "string"):
-            rows[name] = rows[name].astype("category")
-    return rows
-
-
-CELL = (
-    "editor",
-    "task",
-    "objective",
-    "adapter",
-    "mitigations",
-    "seed",
-    "facts_seed",
-)  # what tells runs of a study apart

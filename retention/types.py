@@ -1,7 +1,8 @@
 """The values that flow through a study, and what each kind of part must be.
 
 Knows no model architecture, no file format and no statistics. Every value is frozen: a changed thing is a new value.
-Log-probabilities are in nats throughout; steps are optimizer steps.
+Log-probabilities are in nats throughout; steps are optimizer steps. Whoever reads results imports this file too, so
+torch is imported by the functions that need it.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 STEP_BASE = -1  # readings of the model before any edit
@@ -183,30 +184,35 @@ class Delta:
         update = self.updates[name]
         return update.dense() if isinstance(update, LowRank) else update
 
-    @torch.no_grad()
     def apply_(self, model: torch.nn.Module) -> None:
         """Add the update in place, for good. Computed on the parameter's device, in float32, then cast.
 
         Raises UserError if the model lacks a parameter or has it in another shape.
         """
+        import torch
+
         parameters = dict(model.named_parameters())
-        for name, update in self.updates.items():
-            if name not in parameters:
-                raise UserError(f"the edit changes {name!r}, which this model does not have")
-            parameter = parameters[name]
-            if isinstance(update, LowRank):
-                dense = update.left.to(parameter.device) @ update.right.to(parameter.device)
-            else:
-                dense = update.to(parameter.device)
-            if dense.shape != parameter.shape:
-                raise UserError(
-                    f"the edit changes {name!r} of shape {tuple(dense.shape)}; this model's is {tuple(parameter.shape)}"
-                )
-            parameter.copy_((parameter.float() + dense.float()).to(parameter.dtype))
+        with torch.no_grad():
+            for name, update in self.updates.items():
+                if name not in parameters:
+                    raise UserError(f"the edit changes {name!r}, which this model does not have")
+                parameter = parameters[name]
+                if isinstance(update, LowRank):
+                    dense = update.left.to(parameter.device) @ update.right.to(parameter.device)
+                else:
+                    dense = update.to(parameter.device)
+                if dense.shape != parameter.shape:
+                    raise UserError(
+                        f"the edit changes {name!r} of shape {tuple(dense.shape)}; this model's is "
+                        f"{tuple(parameter.shape)}"
+                    )
+                parameter.copy_((parameter.float() + dense.float()).to(parameter.dtype))
 
     @contextmanager
     def applied(self, model: torch.nn.Module) -> Iterator[None]:
         """The model with the edit in it; on leaving, restored by copy, bit for bit (w + d - d is not w)."""
+        import torch
+
         parameters = dict(model.named_parameters())
         saved = {name: parameters[name].detach().clone() for name in self.updates if name in parameters}
         try:
@@ -219,6 +225,8 @@ class Delta:
 
     def plus(self, other: Delta) -> Delta:
         """This update and another one's, in one. Factors stay factors."""
+        import torch
+
         updates = dict(self.updates)
         for name, update in other.updates.items():
             mine = updates.get(name)

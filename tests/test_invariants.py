@@ -78,6 +78,7 @@ LEVELS = {
         "preflight",
         "estimate",
         "store",
+        "reading",
         "statistics",
         "regimes",
     ),
@@ -166,7 +167,7 @@ def test_outside_libraries_have_one_home():
     assert users("trl") == set()  # tune.py imports the trainer that an objective names
     assert "import_module" in (PACKAGE / "tune.py").read_text()
     assert [p.name for p in modules() if "import_module" in p.read_text()] == ["tune.py"]
-    assert users("duckdb") == {"store.py"}
+    assert users("duckdb") == {"reading.py"}
     assert users("hydra") == {"yaml_file.py"}
     assert users("typer") == {"cli.py"}
     assert users("matplotlib") == set()

@@ -1,4 +1,4 @@
-"""The results folder: whole artefacts or none, folders that are not ours, and what is read back."""
+"""The results folder: whole artefacts or none, folders that are not ours, and what is written in them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import json
 import shutil
 from pathlib import Path
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import retention
-from retention.store import CELL, ROWS, SCHEMA, Keys, Store, load, table_of, write_json, write_readings, write_table
+from retention.reading import CELL, load
+from retention.store import ROWS, SCHEMA, Keys, Store, table_of, write_json, write_readings, write_table
 from retention.types import Question, Reading, UserError
 
 
@@ -154,73 +153,6 @@ def test_readings_are_written_as_they_are(tmp_path):
     assert second.items() >= same.items()
     assert (first["logp_target"], first["generated"], first["prefers_target"]) == (-1.5, "a ü\n", None)
     assert (second["logp_target"], second["all_correct"], second["state"]) == (None, None, "too_long")
-
-
-# ------------------------------------------------------------------------------------------------ reading
-
-
-def test_one_study_or_all(copy, monkeypatch):
-    rows = load(copy / "small")
-    pd.testing.assert_frame_equal(load(copy), rows)
-    assert rows["run_id"].nunique() == 4
-    monkeypatch.chdir(copy / "small")
-    pd.testing.assert_frame_equal(load("."), rows)
-    monkeypatch.chdir(copy)
-    pd.testing.assert_frame_equal(load("small"), rows)
-    assert retention.load is load
-
-
-def test_a_study_that_is_not_there(copy, tmp_path):
-    with pytest.raises(UserError, match=r"no study 'smal'; did you mean 'small'\?"):
-        load(copy / "smal")
-    with pytest.raises(UserError, match="no study 'quickstart'; there are: small"):
-        load(copy / "quickstart")
-    with pytest.raises(UserError, match="no results here"):
-        load(tmp_path / "nowhere")
-    Store(tmp_path / "empty", create=True)
-    with pytest.raises(UserError, match="no study has been run here yet"):
-        load(tmp_path / "empty")
-
-
-def test_incomplete_runs_are_named_and_left_out(copy, capsys):
-    runs = load(copy, "runs")
-    assert runs["complete"].all()
-    lost = runs["run_id"][0]
-    (copy / "runs" / lost / "complete.json").unlink()
-    runs = load(copy, "runs")
-    assert list(runs[~runs["complete"]]["run_id"]) == [lost]
-    for table in ("rows", "scores"):
-        assert set(load(copy, table)["run_id"]) == set(runs["run_id"]) - {lost}  # type: ignore[arg-type]
-    for run_id in runs["run_id"][1:]:
-        (copy / "runs" / run_id / "complete.json").unlink()
-    for table in ("rows", "scores", "facts", "questions"):
-        with pytest.raises(UserError, match="no run is complete; `retention status` tells what is left"):
-            load(copy, table)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="no run"):
-        load(copy, "sequence")
-    assert capsys.readouterr().out == ""
-
-
-def test_a_path_with_odd_characters(copy, tmp_path):
-    odd = tmp_path / "it's an odd, [long] näme"
-    shutil.copytree(copy, odd)
-    pd.testing.assert_frame_equal(load(odd / "small"), load(copy / "small"))
-
-
-def test_a_run_that_two_studies_share_is_one(copy):
-    shutil.copytree(copy / "small", copy / "other")
-    assert len(load(copy)) == len(load(copy / "other")) == len(load(copy / "small"))
-    assert set(load(copy / "other", "runs")["study"]) == {"other"}
-
-
-def test_facts_and_questions_join_the_rows(copy):
-    rows, facts = load(copy), load(copy, "facts")
-    joined = rows.merge(facts, on=["base_id", "fact_id"])
-    assert len(joined) == len(rows)
-    assert not facts.duplicated(["base_id", "fact_id"]).any()
-    assert all(isinstance(text, str) for texts in facts["paraphrases"] for text in texts)
-    assert {"full", "person", "place", "warm"} >= {tag for tags in facts["tags"] for tag in tags}
-    assert (facts["exposures"] > 0).all()
 
 
 def test_what_is_recorded_of_a_study_is_not_written_again(copy):

@@ -15,7 +15,8 @@ import yaml
 import retention
 from retention.cli import main
 from retention.engines.verify import verify
-from retention.store import SCHEMA, Store, load
+from retention.reading import load
+from retention.store import SCHEMA, Store
 from retention.study import Study
 from retention.types import UserError
 from tests.engines.fakes import faked

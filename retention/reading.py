@@ -1,0 +1,229 @@
+"""What a results folder holds, as tables: all rows of a study's runs, or means over them that never leave DuckDB.
+
+Checks that files are as they were written before it reads them. Knows nothing of statistics: see retention/statistics.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+
+from retention.explain import nearest
+from retention.store import KINDS, ROWS, Kind, Store
+from retention.types import UserError
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+Table = Literal["rows", "sequence", "relearn", "scores", "weights", "runs", "facts", "questions"]
+# What tells the runs of a study apart.
+CELL = ("editor", "task", "objective", "adapter", "mitigations", "seed", "facts_seed")
+IDS = ("base_id", "edit_id", "run_id")
+NAMES = (*(name for name in CELL if "seed" not in name), *IDS, "model_id", "group", "form", "state")  # categories
+CRITERIA = ("first_correct", "all_correct", "prefers_target", "gen_exact", "gen_contains")
+MEASURES = (*CRITERIA, "logp_target", "logp_foil", "target_rank")
+
+
+def load(
+    path: str | Path = "results",
+    table: Table = "rows",
+    *,
+    by: str | Sequence[str] | None = None,
+    measures: str | Sequence[str] | None = None,
+    given: str | None = None,
+) -> pd.DataFrame:
+    """Read a results folder, or one study's folder in it, into one table.
+
+    rows: one probe row a question, step and run, with the columns of results/README.md; rows at steps -1 and 0, which
+    many runs share, are repeated for each of them. sequence: regime sequential's readings right after each batch of
+    edits, never mixed with the rows, whose step 0 is read when all edits are written. relearn: readings while
+    forgotten edits are taught again (groups `forgotten` and `never_edited`; step: of relearning). scores: held-out
+    loss and accuracy of the task, and the abilities'. weights: what training did to the edited matrices. runs: the
+    keys of each run, complete or not. facts, questions: what was asked, by base_id. Raises UserError if nothing is
+    there, or if a file is not as it was written (Store.check_all).
+
+    by: means instead of rows, one line for each combination of these columns (of `rows`, or an axis of the grid), in
+    their order: of each of `measures` (all_correct unless said; see MEASURES) the mean over rows in which it is not
+    null, and their number, as <measure>_n. A store too large for memory is read so, by the columns that are needed.
+    given: of those questions alone for which this criterion was true at step 0 of the same edit: all_correct by
+    all_correct is retention. A mean over rows has no interval; retention.statistics takes facts and runs as units.
+
+        retention.load("results", by=["editor", "objective", "group", "step"], given="all_correct")
+    """
+    store, runs = _runs(Path(path))
+    if by is None and (measures is not None or given is not None):
+        raise UserError("load: `measures` and `given` go with `by`: without it every row is read as it is")
+    if by is not None and table != "rows":
+        raise UserError(f"load: `by` gives means of the table rows, not of {table}")
+    if table == "runs":
+        return runs
+    kind: Kind = "bases" if table in ("facts", "questions") else "runs"
+    key = "base_id" if kind == "bases" else "run_id"
+    done = runs[runs["complete"]]
+    if done.empty:
+        raise UserError(f"{store.root}: no run is complete; `retention status` tells what is left")
+    columns = None if by is None else _asked_for(by, measures, given, done)
+    read: tuple[tuple[Kind, str], ...] = (("bases", "base_id"), ("edits", "edit_id"), ("runs", "run_id"))
+    store.check_all((k, i) for k, name in read if kind in ("runs", k) for i in done[name].drop_duplicates())
+    if columns is not None:
+        return _means(store, done, *columns, given)
+    if table in ("rows", "sequence", "relearn"):
+        return _rows(store, done, table)  # type: ignore[arg-type]
+    files = {k: store.folder(kind, k) / f"{table}.parquet" for k in done[key].drop_duplicates()}
+    found = [pd.read_parquet(file).assign(**{key: k}) for k, file in files.items() if file.is_file()]
+    if not found:
+        raise UserError(f"{store.root}: no run of this study read the edited matrices (weights: true)")
+    return pd.concat(found, ignore_index=True)
+
+
+def _runs(path: Path) -> tuple[Store, pd.DataFrame]:
+    """The store, and the keys of the runs of one study or of all in it, complete or not."""
+    path = path.absolute() if path.name in ("", "..") else path  # `.` has no name of its own
+    study = None
+    if not (path / "store.json").is_file() and (path.parent / "store.json").is_file():
+        study, path = path.name, path.parent
+    store = Store(path)
+    names = store.studies()
+    if study is not None and study not in names:
+        near = difflib.get_close_matches(study, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(names) or 'none'}"
+        raise UserError(f"{path}: no study {study!r}{hint}")
+    chosen = [study] if study is not None else names
+    if not chosen:
+        raise UserError(f"{path}: no study has been run here yet")
+    runs = pd.concat([pd.read_parquet(path / name / "runs.parquet").assign(study=name) for name in chosen])
+    runs["complete"] = [store.complete("runs", run_id) for run_id in runs["run_id"]]
+    if study is None:
+        runs = runs.drop_duplicates("run_id")
+    return store, runs.reset_index(drop=True)
+
+
+# ------------------------------------------------------------------------------------------------ in DuckDB
+
+
+class _Files:
+    """Probe files as tables of DuckDB; `cells` is the table of the runs."""
+
+    def __init__(self, store: Store, done: pd.DataFrame) -> None:
+        import duckdb
+
+        self.store, self.done = store, done
+        self.axes = _axes(done)
+        self.connection: DuckDBPyConnection = duckdb.connect()
+        self.connection.execute("SET preserve_insertion_order = true")
+        self.connection.execute("SET enable_progress_bar = false")  # it would print into our callers' output
+        self.connection.register("cells", done[[*IDS, *CELL, *self.axes]])
+
+    def table(self, kind: Kind, pattern: str = "probes-*.parquet") -> str | None:
+        """The SQL of all rows in the files of a kind; None if there are no such files."""
+        keys = self.done[f"{kind[:-1]}_id"].drop_duplicates()
+        paths = [str(p) for key in keys for p in sorted(self.store.folder(kind, key).glob(pattern))]
+        quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+        return f"read_parquet([{quoted}])" if paths else None
+
+    def column(self, name: str) -> str:
+        """A column of the joined rows: of the row `r` itself, or of its cell `c`."""
+        if name in ("seed", "facts_seed"):
+            return f'CAST(c."{name}" AS INTEGER) AS "{name}"'
+        return f'r."{name}"' if _of_row(name) else f'c."{name}"'
+
+    def names(self, tables: Sequence[str]) -> dict[str, str]:
+        """For each column of names, a type of DuckDB's that counts its values: far smaller on the way than texts."""
+        apart = [name for name in NAMES if not _of_row(name)]
+        shared = ", ".join(f'"{name}"' for name in NAMES if _of_row(name))
+        self.connection.execute(
+            f"CREATE TEMP TABLE shared AS SELECT DISTINCT {shared} "
+            f"FROM ({' UNION ALL '.join(f'SELECT {shared} FROM {table}' for table in tables)})"
+        )
+        found = {}
+        for name in NAMES:
+            texts = f"""SELECT DISTINCT "{name}" t FROM {"cells" if name in apart else "shared"} WHERE t IS NOT NULL"""
+            if self.connection.execute(f"SELECT count(*) FROM ({texts})").fetchone() != (0,):
+                found[name] = f'"names of {name}"'
+                self.connection.execute(f"CREATE TYPE {found[name]} AS ENUM (SELECT t FROM ({texts}) ORDER BY t)")
+        return found
+
+
+def _of_row(name: str) -> bool:
+    """Whether a column stands in the rows as they are stored. The others tell runs apart: null in shared rows."""
+    return name in ROWS.names and name not in (*IDS, *CELL)
+
+
+def _axes(done: pd.DataFrame) -> list[str]:
+    """Settings that a grid varies besides the parts (tune.steps, say) are columns of their own."""
+    return [name for name in done.columns if name not in (*IDS, "only", "study", "complete", *CELL)]
+
+
+def _rows(store: Store, done: pd.DataFrame, table: Literal["rows", "sequence", "relearn"]) -> pd.DataFrame:
+    files = _Files(store, done)
+    if table == "sequence":
+        found = {"edit_id": files.table("edits", "sequence-*.parquet")}
+        if found["edit_id"] is None:
+            raise UserError(f"{store.root}: no run edited in sequence (regime: sequential)")
+    elif table == "relearn":
+        found = {"run_id": files.table("runs", "relearn-*.parquet")}
+        if found["run_id"] is None:
+            raise UserError(f"{store.root}: no run taught forgotten edits again (relearn), or none had forgotten any")
+    else:
+        found = {f"{kind[:-1]}_id": files.table(kind) for kind in KINDS}
+    parts = {key: sql for key, sql in found.items() if sql is not None}
+    names = files.names(list(parts.values()))
+    columns = ", ".join(
+        f'CAST({files.column(name)} AS {names[name]}) AS "{name}"' if name in names else files.column(name)
+        for name in (*ROWS.names, *files.axes)
+    )
+    # A run that writes one edit alone (regime single) asks only some of the questions that its base answered.
+    asked = f"SELECT DISTINCT edit_id, question_id FROM {parts.get('edit_id')}"
+    alone = f"JOIN ({asked}) q ON q.edit_id = c.edit_id AND q.question_id = r.question_id"
+    selects = [
+        f"SELECT {columns} FROM {sql} r JOIN cells c USING ({key}) {alone if key == 'base_id' else ''}"
+        for key, sql in parts.items()
+    ]
+    order = 'run_id, step, edits_applied, "group", form, question_id'
+    rows = files.connection.execute(f"SELECT * FROM ({' UNION ALL '.join(selects)}) ORDER BY {order}").df()
+    for name in NAMES:
+        rows[name] = rows[name].cat.as_unordered() if name in names else rows[name].astype("category")
+    return rows
+
+
+def _asked_for(
+    by: str | Sequence[str], measures: str | Sequence[str] | None, given: str | None, done: pd.DataFrame
+) -> tuple[list[str], list[str]]:
+    """The columns of an aggregate: those it is grouped by, those it is about. Raises UserError for what is unknown."""
+    groups = list(dict.fromkeys([by] if isinstance(by, str) else by))
+    about = list(dict.fromkeys([measures] if isinstance(measures, str) else measures or ["all_correct"]))
+    columns = [*(name for name in ROWS.names if name not in (*MEASURES, "generated")), *_axes(done)]
+    allowed = {"by": (groups, columns), "measures": (about, MEASURES), "given": ([given] if given else [], CRITERIA)}
+    for what, (names, known) in allowed.items():
+        for name in names:
+            if name not in known:
+                raise UserError(f"load: {what}: unknown {name!r}{nearest(name, known)}; expected of {', '.join(known)}")
+    return groups, about
+
+
+def _means(store: Store, done: pd.DataFrame, by: list[str], measures: list[str], given: str | None) -> pd.DataFrame:
+    """Sums and counts within each base, edit and run first: rows that runs share are added up once, then repeated."""
+    files = _Files(store, done)
+    within = "".join(f', r."{name}"' for name in by if _of_row(name))
+    sums = "".join(f', sum(CAST(r."{m}" AS DOUBLE)) AS "{m}", count(r."{m}") AS "{m}_n"' for m in measures)
+    base, edits, runs = files.table("bases"), files.table("edits"), files.table("runs")
+    right = f"FROM {edits}" + (f' WHERE "{given}"' if given else "")
+    among = f"SEMI JOIN (SELECT edit_id, question_id {right}) USING (edit_id, question_id)" if given else ""
+    asked = f"(SELECT DISTINCT base_id, edit_id, question_id {right}) q USING (base_id, question_id)"
+    parts = [
+        ("edit_id", f"SELECT q.edit_id{within}{sums} FROM {base} r JOIN {asked} GROUP BY ALL"),
+        ("edit_id", f"SELECT r.edit_id{within}{sums} FROM {edits} r {among} GROUP BY ALL"),
+        ("run_id", f"SELECT r.run_id{within}{sums} FROM {runs} r {among} GROUP BY ALL"),
+    ]
+    columns = ", ".join([files.column(name) for name in by] + [f'r."{m}", r."{m}_n"' for m in measures])
+    joined = [f"SELECT {columns} FROM ({sql}) r JOIN cells c USING ({key})" for key, sql in parts[: 2 + bool(runs)]]
+    groups = ", ".join(f'"{name}"' for name in by)
+    means = ", ".join(f'sum("{m}") / sum("{m}_n") AS "{m}", CAST(sum("{m}_n") AS BIGINT) AS "{m}_n"' for m in measures)
+    return files.connection.execute(
+        f"SELECT {groups}{', ' * bool(by)}{means} FROM ({' UNION ALL '.join(joined)}) "
+        + (f"GROUP BY {groups} ORDER BY {groups}" if by else "")
+    ).df()
