@@ -237,6 +237,35 @@ def pretrain(
 
 
 @app.command()
+def rephrase(
+    model: Annotated[str, typer.Argument(help="an instruct model: a folder, or a Hub name")],
+    facts: Annotated[
+        str, typer.Option("--facts", help="CounterFact, zsRE or plain JSON lines, or a source as in a study")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="JSON lines to write, for `facts: {name: jsonl, path: ...}`")],
+    n: Annotated[int, typer.Option("--n", min=1, help="phrasings kept of each fact, at most")] = 3,
+    tries: Annotated[int, typer.Option("--tries", min=1, help="samples of each fact")] = 12,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    probes: Annotated[bool, typer.Option("--probes", help="to be asked by probes, not written with")] = False,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="the first so many edits (or facts) only")] = None,
+) -> None:
+    """Phrasings of facts by a local instruct model, filtered; look them through before you use them."""
+    from retention.facts.files import read_pool
+    from retention.progress import Progress
+    from retention.rephrase import rephrase as ask
+    from retention.stages import default_cache
+    from retention.world.factfile import pool_of_source
+
+    pool = read_pool(facts) if Path(facts).exists() or facts.endswith((".json", ".jsonl")) else pool_of_source(facts)
+    with Progress() as progress:
+        report = ask(
+            model, pool, out, n=n, tries=tries, seed=seed, probes=probes, limit=limit, cache=default_cache(),
+            progress=lambda done, total: progress(f"rephrasing with {model}", done, total),
+        )  # fmt: skip
+    print(json.dumps(report, indent=1, ensure_ascii=False))
+
+
+@app.command()
 def edit(
     model: Annotated[str, typer.Argument(help="a model folder, or a Hub name")],
     edits: Annotated[Path, typer.Option("--edits", help="CounterFact, MQuAKE, zsRE or plain JSON lines")],

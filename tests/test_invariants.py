@@ -83,7 +83,7 @@ LEVELS = {
         "regimes",
     ),
     4: ("engines",),
-    5: ("api", "cli", "outside", "progress", "doctor"),
+    5: ("api", "cli", "outside", "progress", "doctor", "rephrase"),
 }
 # Leaves: settings or bookkeeping that import no more than level 0, so that anyone may use them.
 LEAVES = ("regimes", "progress", "store")

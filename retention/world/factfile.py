@@ -15,7 +15,7 @@ from pathlib import Path
 
 from retention.facts._read import read_records
 from retention.facts.jsonl import written
-from retention.types import Fact, UserError, content_id
+from retention.types import Fact, FactPool, UserError, content_id
 
 
 def read_facts(path: Path, *, held_out: int, seed: int, exposures: int) -> tuple[Fact, ...]:
@@ -59,14 +59,14 @@ def gather_facts(given: Sequence[str], *, held_out: int, seed: int, exposures: i
         if path.exists() or (path.suffix and not text.lstrip().startswith("{")):
             some: Sequence[Fact] = read_facts(path, held_out=held_out, seed=seed, exposures=exposures)
         else:
-            some = _of_source(text)
+            some = pool_of_source(text).facts
         for fact in some:
             found.setdefault((fact.subject, fact.relation), fact)
     return tuple(found.values())
 
 
-def _of_source(text: str) -> Sequence[Fact]:
-    """The facts of a study's source. Raises UserError for a text that names none."""
+def pool_of_source(text: str) -> FactPool:
+    """What a study's source offers, from its name or a mapping. Raises UserError for a text that names none."""
     import yaml
     from pydantic import ValidationError, create_model
 
@@ -89,7 +89,7 @@ def _of_source(text: str) -> Sequence[Fact]:
         raise UserError("\n".join(problems)) from None
     if isinstance(facts, WorldFacts):
         raise UserError("--facts world: the embedded world is pretrained by `model: world` in a study, with its facts")
-    return facts.pool(0).facts
+    return facts.pool(0)
 
 
 def read_passages(path: Path) -> tuple[str, ...]:

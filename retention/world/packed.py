@@ -133,7 +133,7 @@ def _identity(facts: Sequence[Fact], text: Sequence[str], heldout: Sequence[str]
 
 def _rows(sentences: Sequence[str], tokenizer: PreTrainedTokenizerFast, settings: Pretraining) -> Tensor:
     """Token ids [n, context] of sentences in their order, grouped into documents; n is a multiple of `rows`."""
-    ids = tokenizer(list(sentences), add_special_tokens=False)["input_ids"] if sentences else []
+    ids = tokenizer(list(sentences), add_special_tokens=False, verbose=False)["input_ids"] if sentences else []
     room = settings.context - 2
     pieces = [piece[at : at + room] for piece in ids for at in range(0, len(piece), room)]
     bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
