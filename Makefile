@@ -17,6 +17,7 @@ demo: setup
 	$(BIN)/retention run experiments/quickstart.yaml
 	$(BIN)/python analysis/forgetting_curves.py results/quickstart
 	$(BIN)/python analysis/summary.py results/quickstart
+	$(BIN)/retention report results/quickstart
 
 test: setup
 	$(BIN)/python -m pytest -n 2

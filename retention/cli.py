@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -157,6 +158,46 @@ def status(results: Results = Path("results")) -> None:
         print("`retention run STUDY --retry-failed` tries again what failed")
     if not store.studies():
         print(f"{results}: no study has been run here yet")
+
+
+@app.command()
+def report(
+    studies: Annotated[
+        list[Path] | None, typer.Argument(help="a study's folder in a results folder; two with --compare")
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="two studies side by side in one file")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="the file; left out, report.html in the study's folder")
+    ] = None,
+    criterion: Annotated[
+        str | None, typer.Option("--criterion", help="of the headline and the tables; left out, all_correct")
+    ] = None,
+    readings: Annotated[
+        int, typer.Option("--readings", min=0, help="of single facts that are put into the file, about 25 bytes each")
+    ] = 40_000,
+) -> None:
+    """Write a study as one HTML file that opens offline: what was found, curves, tables, each fact's history."""
+    from retention.report import write
+
+    chosen = studies or [Path("results")]
+    if len(chosen) != 1 + compare:
+        expected = "two studies: retention report --compare A B" if compare else "one study; two want --compare"
+        raise UserError(f"report: expected {expected}, got {len(chosen)}")
+    print(f"report: {write(chosen, out=out, criterion=criterion, most=readings)}")
+
+
+@app.command()
+def watch(
+    results: Annotated[Path, typer.Argument(help="a results folder, or a study's folder in it")] = Path("results"),
+    once: Annotated[bool, typer.Option("--once", help="print it once and end, for scripts")] = False,
+    every: Annotated[float, typer.Option("--every", min=0.2, help="seconds between two looks")] = 5.0,
+    criterion: Annotated[str | None, typer.Option("--criterion", help="left out, all_correct")] = None,
+) -> None:
+    """Show a running grid on the terminal: its runs, and the curves of those that are complete. Ctrl-C ends it."""
+    from retention.watch import watch as look
+
+    with suppress(KeyboardInterrupt):
+        look(results, once=once, every=every, criterion=criterion)
 
 
 @app.command()
