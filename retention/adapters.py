@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import typing
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -159,17 +159,42 @@ class Adapter(Part):
         No weight is loaded: the architecture is built without values, from its config alone. Its blocks are looked
         through on a copy of one block with a vocabulary of a few words.
         """
-        from retention.models import anatomy
+        trainable_numbers(self, config)
 
+
+_tried: dict[str, Any] = {}  # what was told of an architecture, by its configuration: a wide one takes seconds to try
+
+
+def _once(key: str, make: Callable[[], Any]) -> Any:
+    if key not in _tried:
+        _tried[key] = make()
+    return _tried[key]
+
+
+def trainable_numbers(adapter: Adapter, config: PreTrainedConfig) -> int:
+    """Numbers that the adapter trains in a model of this architecture, whose weights are not made.
+
+    Raises UserError as `Adapter.check`.
+    """
+    from retention.models import anatomy
+
+    own = config.to_json_string()
+
+    def count() -> int:
         with torch.random.fork_rng(devices=[]):
-            places = anatomy(_blank(config, small=True))
+            places = _once(own, lambda: anatomy(_blank(config, small=True)))
             projections = {"mlp": places.mlp_projections, "attention": places.attention_projections}
             try:
-                self.wrap(_blank(config, small=False), projections, trial=True)
+                wrapped, blocks = adapter.wrap(_blank(config, small=False), projections, trial=True), 1
             except REFUSALS as error:
                 if isinstance(error, UserError):
                     raise
-                self.wrap(_blank(config, small=True), projections)  # it computes with the weights: let it have some
+                # It computes with the weights: let it have some, of one block.
+                wrapped = adapter.wrap(_blank(config, small=True), projections)
+                blocks = int(config.get_text_config().num_hidden_layers)
+        return blocks * sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+
+    return int(_once(own + adapter.model_dump_json(), count))
 
 
 def _blank(config: PreTrainedConfig, *, small: bool) -> PreTrainedModel:

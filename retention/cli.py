@@ -38,28 +38,32 @@ Results = Annotated[Path, typer.Option("--results", help="the results folder")]
 
 
 @app.command()
-def plan(study: StudyFile, overrides: Overrides = None, results: Results = Path("results")) -> None:
-    """Print the runs of a study, the distinct edits they share, and what is done. Computes nothing."""
-    from retention import preflight
-    from retention.engines import inline
-    from retention.stages import Bench, default_cache, model_id
+def plan(
+    study: StudyFile,
+    overrides: Overrides = None,
+    results: Results = Path("results"),
+    throughput: Annotated[
+        float | None, typer.Option("--throughput", help="operations a second that training reaches, e.g. 3.3e14")
+    ] = None,
+) -> None:
+    """Print the runs of a study, what they share, what is done, and the memory and time they need.
+
+    Computes and fetches nothing. Exit code 2 if a file is not here, or a stage does not fit into the accelerator.
+    """
+    from retention import planning
+    from retention.stages import default_cache
     from retention.store import Store
     from retention.study import Study
 
-    loaded = Study.load(study, overrides or ())
-    store = Store.peek(results)
-    preflight.check(loaded)
-    stages = inline.plan(loaded.runs, Bench(store=store, cache=default_cache()))
-    print(f"{loaded.name}: {loaded.question}" if loaded.question else loaded.name)
-    for kind, what in (("prepare", "base readings"), ("edit", "distinct edits"), ("tune", "fine-tunes")):
-        of_kind = [s for s in stages if s.kind == kind]
-        print(f"  {len(of_kind):4d} {what}, {sum(s.done for s in of_kind)} done")
-    models = sorted({f"{r.settings.model.name} ({model_id(r.settings.model)[:8]})" for r in loaded.runs})
-    print(f"  model: {', '.join(models)}")
-    for stage in stages:
-        label = " ".join(f"{k}={v}" for k, v in stage.run.names.items()) + f" seed={stage.run.settings.seed}"
-        if stage.kind == "tune":
-            print(f"  {'done' if stage.done else 'to do':5} {stage.key}  {label}")
+    if throughput is not None and throughput <= 0:
+        raise UserError(f"--throughput: expected operations a second, above 0, got {throughput:g}")
+    found = planning.plan(
+        Study.load(study, overrides or ()), Store.peek(results), default_cache(), throughput=throughput
+    )
+    for line in planning.text(found):
+        print(line)
+    if wrong := [*found.missing, *found.refusals]:
+        raise UserError("\n".join(wrong))
 
 
 @app.command()

@@ -15,6 +15,9 @@ from typing import Any
 GIB = 2**30
 FLOAT = 4  # bytes; weights are held in float32 whatever the dtype that they are rounded to (retention/models.py)
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# trl's fused heads never hold all logits: a tile of so many tokens and words at a time (trl/kernels, 1.16).
+TILE = (4096, 32768)
+TILES_ON_CPU = 8  # without Triton the head is torch operations: copies of a tile that were measured at their peak
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,31 @@ def shape_of(config: Any) -> Shape:
     )
 
 
+def configuration(shape: Shape) -> Any:
+    """The transformers configuration of a shape: `shape_of` the other way round, for checks without the model."""
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.for_model(shape.type)
+    sizes = {
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads or shape.heads,
+        "vocab_size": shape.vocabulary,
+        "tie_word_embeddings": shape.tied,
+    }
+    for name, value in sizes.items():
+        setattr(config, name, value)
+    setattr(
+        config, next(n for n in ("intermediate_size", "n_inner", "ffn_hidden_size") if hasattr(config, n)), shape.mlp
+    )
+    if vars(config).get("head_dim"):
+        config.head_dim = shape.head_width or shape.width // shape.heads
+    if shape.positions:
+        config.max_position_embeddings = shape.positions
+    return config
+
+
 @dataclass(frozen=True, kw_only=True)
 class Need:
     """Memory of one stage, GiB, by what it is for; `total` is what must be there at once."""
@@ -125,25 +153,42 @@ class Need:
 
 
 def activations(shape: Shape, batch: int, length: int, bytes_each: int, *, checkpointing: bool = False) -> float:
-    """Bytes that a backward pass keeps, and the logits.
+    """Bytes that a backward pass keeps, besides the head's.
 
-    A block keeps about 10 residual-wide vectors a token (inputs of norms and projections, queries, keys, values, sums),
-    3 MLP-wide ones (4 with a gate) and no attention matrix (scaled-dot-product kernels recompute it). With
-    checkpointing a block keeps its input, and one block at a time all of that. Logits and their gradient are float32.
+    A block keeps about 10 residual-wide vectors a token (inputs of norms and projections, queries, keys, values, sums;
+    float32 under bf16 autocast too), 4 MLP-wide ones (5 with GPT-2's composed GELU) and no attention matrix
+    (scaled-dot-product kernels recompute it; on a CPU not those with dropout). With checkpointing a block keeps its
+    input, and one block at a time all of that. As counted by saved-tensor hooks on gpt2, llama, qwen2 and mistral;
+    falcon, gptj and gpt_neox keep less.
     """
     tokens = batch * length
-    inside = tokens * (10 * shape.width + (4 if shape.gated else 3) * shape.mlp) * bytes_each
-    kept = shape.layers * tokens * shape.width * bytes_each + inside if checkpointing else shape.layers * inside
-    return kept + 2 * tokens * shape.vocabulary * FLOAT
+    inside = tokens * (10 * shape.width * FLOAT + (5 if shape.type == "gpt2" else 4) * shape.mlp * bytes_each)
+    return shape.layers * tokens * shape.width * FLOAT + inside if checkpointing else shape.layers * inside
 
 
-def prepare(shape: Shape, tokens_per_batch: int = 8192) -> Need:
-    """Reading a model: its weights in float32, and the logits of one batch."""
+def head(shape: Shape, tokens: int, bytes_each: int, *, fused: bool = True, cpu: bool = False) -> float:
+    """Bytes of the logits of so many tokens and of what their loss takes.
+
+    fused: by trl's head, in tiles; else whole, in float32: logits, their log-softmax and the gradient.
+    """
+    if not fused:
+        return 3 * tokens * shape.vocabulary * FLOAT
+    tile = min(tokens, TILE[0]) * min(shape.vocabulary, TILE[1])
+    return tile * (TILES_ON_CPU * FLOAT if cpu else bytes_each)
+
+
+def prepare(shape: Shape, tokens_per_batch: int = 2048, logits: int = 2048 * 8192) -> Need:
+    """Reading a model: its weights in float32, one block's work on a batch, the logits that are read at once (numbers).
+
+    Logits count three times: with their log-softmax, and what is taken out of it.
+    """
+    inside = tokens_per_batch * (10 * shape.width + 4 * shape.mlp)
     return Need(
         stage="prepare",
         parts={
             "weights": shape.parameters * FLOAT / GIB,
-            "logits": tokens_per_batch * shape.vocabulary * FLOAT / GIB,
+            "activations": inside * FLOAT / GIB,
+            "logits": 3 * logits * FLOAT / GIB,
         },
     )
 
@@ -157,12 +202,14 @@ def edit(
     batch: int = 64,
     length: int = 32,
 ) -> Need:
-    """Writing edits: weights, one covariance and its factor of the keys per layer, and what is trained.
+    """Writing edits: weights, the sums of keys' products of each layer in float64, and what is trained.
+
+    While a layer's covariance is factored there are three more matrices of its size (its float32, a copy, the factor).
 
     trained: numbers that the editor trains by AdamW (0: v* alone); they have float32 gradients and two moments, and a
     copy of what they were.
     """
-    keys = layers * 2 * shape.mlp**2 * FLOAT if covariance else 0
+    keys = max(2 * layers, 5) * shape.mlp**2 * FLOAT if covariance else 0
     return Need(
         stage="edit",
         parts={
@@ -170,6 +217,7 @@ def edit(
             "covariance": keys / GIB,
             "optimizer": 4 * trained * FLOAT / GIB,
             "activations": activations(shape, batch, length, FLOAT) / GIB,
+            "logits": head(shape, batch * length, FLOAT, fused=False) / GIB,
         },
     )
 
@@ -189,26 +237,33 @@ def tune(
     batch: int,
     length: int,
     trainable: int | None = None,
+    adapter: bool = False,
     dtype: str = "float32",
     checkpointing: bool = False,
     optimizer_bytes: int = 8,
-    models: int = 1,
+    models: float = 1,
+    fused: bool = True,
+    cpu: bool = False,
+    shards: int = 1,
 ) -> Need:
-    """A fine-tune: float32 masters, gradients, the optimizer's states, activations.
+    """A fine-tune: float32 masters, gradients, the optimizer's states, activations. Of one device.
 
-    trainable: numbers that move; None: all. dtype: of the forward pass (bf16 autocast keeps float32 masters).
+    trainable: numbers that move; None: all. adapter: they are not the model's own. dtype: of the forward pass (bf16
+    autocast keeps float32 masters).
     optimizer_bytes: a number's states: 8 for AdamW, 2 for its 8-bit form. models: weights held at once (2 with a
-    reference model or a teacher).
+    reference model, a teacher, or what a mitigation keeps). fused, cpu: see `head`. shards: devices that share weights,
+    gradients and states among them (FSDP); each has its own batch.
     """
     moving = shape.parameters if trainable is None else trainable
-    extra = 0 if trainable is None else trainable  # an adapter's numbers come on top
+    extra = moving if adapter else 0  # its numbers come on top
     return Need(
         stage="tune",
         parts={
-            "weights": (models * shape.parameters + extra) * FLOAT / GIB,
-            "gradients": moving * FLOAT / GIB,
-            "optimizer": moving * optimizer_bytes / GIB,
+            "weights": (models * shape.parameters + extra) * FLOAT / GIB / shards,
+            "gradients": moving * FLOAT / GIB / shards,
+            "optimizer": moving * optimizer_bytes / GIB / shards,
             "activations": activations(shape, batch, length, BYTES[dtype], checkpointing=checkpointing) / GIB,
+            "logits": head(shape, batch * length, BYTES[dtype], fused=fused, cpu=cpu) / GIB,
         },
     )
 
@@ -218,15 +273,17 @@ def tokens(*, steps: int, batch: int, length: int, accumulation: int = 1) -> int
     return steps * batch * accumulation * length
 
 
-def flops(shape: Shape, tokens_trained: int) -> float:
-    """Operations of training on so many tokens: 6 for each number that multiplies (embedding look-ups do not)."""
-    multiplied = shape.layers * shape.block + shape.vocabulary * shape.width
-    return 6.0 * multiplied * tokens_trained
+def multiplied(shape: Shape) -> int:
+    """Numbers that each token is multiplied with: embedding look-ups cost nothing, the head does."""
+    return shape.layers * shape.block + shape.vocabulary * shape.width
 
 
-def seconds(shape: Shape, tokens_trained: int, throughput: float) -> float:
-    """Seconds of training at a throughput in operations a second (H200 bfloat16, a third of its peak: 3.3e14)."""
-    return flops(shape, tokens_trained) / throughput
+def flops(shape: Shape, tokens_trained: float, *, adapter: bool = False, checkpointing: bool = False) -> float:
+    """Operations of training on so many tokens, 2 a number forward, and twice that backward.
+
+    With an adapter the backward pass forms no gradient of the weights; with checkpointing the forward pass runs twice.
+    """
+    return (4.0 if adapter else 6.0) * (4 / 3 if checkpointing else 1) * multiplied(shape) * tokens_trained
 
 
 def advice(needs: Sequence[Need], available: float) -> str | None:
@@ -238,11 +295,14 @@ def advice(needs: Sequence[Need], available: float) -> str | None:
     change = {
         "activations": "a smaller tune.trainer.per_device_train_batch_size with gradient_accumulation_steps, a shorter "
         "max_length, or activation_checkpointing: true",
-        "optimizer": "tune.trainer.optim: adamw_8bit, or an adapter (adapter: lora)",
+        "optimizer": "tune.trainer.optim: adamw_8bit, an adapter (adapter: lora), or several devices (launch: "
+        "{accelerate_config: fsdp2})",
         "gradients": "an adapter (adapter: lora), or freezing (mitigations: [freeze])",
         "covariance": "fewer layers of the editor",
-        "logits": "a smaller tokens_per_batch of the probes",
-        "weights": "a smaller model, or a larger machine",
+        "logits": "a smaller tokens_per_batch of the probes"
+        if worst.stage == "prepare"
+        else "a smaller tune.trainer.per_device_train_batch_size",
+        "weights": "a smaller model, a larger device, or several (launch: {accelerate_config: fsdp2})",
     }[largest]
     return (
         f"{worst} does not fit into {available:.1f} GiB; most is for {largest}: "

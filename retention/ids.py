@@ -7,20 +7,23 @@ package versions, and the version of each stage's algorithm. Where data lie does
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from retention.data import files_of
-from retention.model_folder import content_hash, file_digest, resolve
+from retention.data.files import data_file
+from retention.model_folder import content_hash, file_digest, nothing_fetched, resolve
 from retention.models import HubModel
 from retention.objectives import Clm, Sft
 from retention.study import Run, Settings
 from retention.trainer_fields import DEFAULTS
-from retention.types import UserError, content_id
+from retention.types import Missing, content_id
 
 # Version of each stage's algorithm: raised when its numbers change, so that old artefacts are not taken for new ones.
 VERSIONS = {"prepare": 2, "edit": 2, "tune": 2}
@@ -32,13 +35,49 @@ def versions(*names: str) -> dict[str, str]:
     return {name: _version(name) for name in names}
 
 
-def _hashes(files: Sequence[Path]) -> list[str]:
-    return sorted(file_digest(file).hex() for file in files)
+_absent: ContextVar[dict[str, Missing] | None] = ContextVar("absent", default=None)
+
+
+@contextmanager
+def provisional() -> Iterator[dict[str, Missing]]:
+    """Within it nothing is fetched, and what is not here enters a key by its name, so that a study can be planned.
+
+    Yields what was found absent: messages and errors. Keys that rest on it are others than those that `run` will make.
+    """
+    found: dict[str, Missing] = {}
+    token = _absent.set(found)
+    try:
+        with nothing_fetched():
+            yield found
+    finally:
+        _absent.reset(token)
+
+
+def _content(look: Callable[[], Any], name: Any) -> Any:
+    """What `look` finds; where it is not here, within `provisional`, its name."""
+    try:
+        return look()
+    except Missing as error:
+        absent = _absent.get()
+        if absent is None:
+            raise
+        absent[str(error)] = error
+        return ["not here", name]
+
+
+def _hashes(files: Callable[[], Sequence[Path]], part: Any) -> Any:
+    """Of the files that a part reads."""
+    return _content(lambda: sorted(file_digest(file).hex() for file in files()), part)
+
+
+def model_id(part: Any) -> str:
+    """Content key of a model: of its files, or, for one that we pretrain, of all that its pretraining depends on."""
+    found = _content(lambda: _model_id(part), part.model_dump(mode="json"))
+    return found if isinstance(found, str) else content_id(found)
 
 
 @lru_cache(maxsize=16)
-def model_id(part: Any) -> str:
-    """Content key of a model: of its files, or, for one that we pretrain, of all that its pretraining depends on."""
+def _model_id(part: Any) -> str:
     if isinstance(part, HubModel):
         return content_id([content_hash(resolve(part.name, part.revision)), part.dtype])
     return part.key()
@@ -52,7 +91,7 @@ def base_id(run: Run) -> str:
             "model": model_id(s.model),
             "facts": _settings(s.facts.model_dump(mode="json", exclude={"seed"})),
             "facts_seed": run.facts_seed,
-            "files": _hashes(s.facts.files()),
+            "files": _hashes(s.facts.files, s.facts.model_dump(mode="json")),
             "probes": [p.model_dump(mode="json") for p in s.probes],
             "threads": s.threads,
             "device": "cuda" if torch.cuda.is_available() else "cpu",
@@ -70,7 +109,7 @@ def edit_id(run: Run) -> str:
             "editor": s.editor.model_dump(mode="json"),
             "regime": s.regime.model_dump(mode="json"),
             "only": run.only,
-            "corpus": _hashes(corpus_files(s)),
+            "corpus": _hashes(lambda: corpus_files(s), s.corpus),
             "mitigations": mitigations_at(s, "edit"),
             "late": [s.late.model_dump(mode="json"), DEFAULTS, dict(Clm.defaults)] if s.facts.late else None,
             "seed": s.seed,
@@ -89,12 +128,16 @@ def run_id(run: Run) -> str:
             "adapter": s.adapter.model_dump(mode="json"),
             "mitigations": mitigations_at(s, "rows", "training", "after"),
             "tune": [_settings(t.model_dump(mode="json")) for t in s.tunes],
-            "files": [_hashes(files_of(t.data)) for t in s.tunes],
-            "mitigation_files": _hashes([file for m in s.mitigations for file in m.files()]),
+            "files": [_hashes(partial(files_of, t.data), t.data.model_dump(mode="json")) for t in s.tunes],
+            "mitigation_files": _hashes(lambda: [file for m in s.mitigations for file in m.files()], None),
             "defaults": [DEFAULTS, *(dict((t.objective or s.objective).defaults) for t in s.tunes)],
             "at": s.at,
             "abilities": [
-                {**_settings(a.model_dump(mode="json")), "files": _hashes(a.files()), "versions": versions(*a.packages)}
+                {
+                    **_settings(a.model_dump(mode="json")),
+                    "files": _hashes(a.files, a.model_dump(mode="json")),
+                    "versions": versions(*a.packages),
+                }
                 for a in s.abilities
             ],
             "weights": s.weights,
@@ -112,12 +155,8 @@ def _settings(dump: dict[str, Any]) -> dict[str, Any]:
 
 
 def corpus_files(s: Settings) -> list[Path]:
-    if s.corpus is None:
-        return []
-    path = Path(s.corpus).expanduser()
-    if not path.is_file():
-        raise UserError(f"corpus: no such file: {path}")
-    return [path]
+    """The texts of the covariance of keys, where the study names them. Raises Missing."""
+    return [] if s.corpus is None else [data_file(s.corpus, "corpus")]
 
 
 def mitigations_at(s: Settings, *where: str) -> list[dict[str, Any]]:

@@ -4,17 +4,45 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 
-from retention.types import UserError
+from retention.types import Missing, UserError
 
 CONTENT_FILES = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*token*.json", "merges.txt",
                  "vocab.*", "corpus.txt")  # fmt: skip
 
 
+class NotFetched(Missing):
+    """A model of the Hub that is not in the Hub's cache, and was not to be fetched or could not be."""
+
+
+_fetching: ContextVar[bool] = ContextVar("fetching", default=True)
+
+
+def fetching() -> bool:
+    return _fetching.get()
+
+
+@contextmanager
+def nothing_fetched() -> Iterator[None]:
+    """Within it, a model of the Hub is looked for in the Hub's own cache alone."""
+    token = _fetching.set(False)
+    try:
+        yield
+    finally:
+        _fetching.reset(token)
+
+
 def resolve(name: str | Path, revision: str | None = None) -> Path:
-    """The folder that holds the model; a Hub name is fetched (or found in the Hub's own cache)."""
+    """The folder that holds the model; a Hub name is fetched (or found in the Hub's own cache).
+
+    Raises UserError for what is no model folder, Missing for what is not here and could not be fetched.
+    """
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -24,18 +52,50 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
     if text.startswith((".", "/", "~")) or text.count("/") != 1:
         siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
         near = difflib.get_close_matches(folder.name, siblings, n=1)
-        raise UserError(
+        raise Missing(
             f"model: there is no folder {text!r}{f'; did you mean {near[0]!r}?' if near else ''}; "
             "give a folder, or a Hub name such as openai-community/gpt2"
         )
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    here = constants.HF_HUB_OFFLINE or not fetching()
+    wanted = ["*.json", "*.safetensors", "*.txt"]
     try:
-        return Path(snapshot_download(text, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+        found = Path(snapshot_download(text, revision=revision, allow_patterns=wanted, local_files_only=here))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model: {text!r} is no folder here and could not be fetched from the Hub: {reason}") from error
+        if here:
+            raise NotFetched(_not_here(text, revision)) from error
+        raise NotFetched(
+            f"model: {text!r} is no folder here and could not be fetched from the Hub: {reason}"
+        ) from error
+    if here and not _whole(found):  # only some of its files were fetched
+        raise NotFetched(_not_here(text, revision))
+    return found
+
+
+def _not_here(name: str, revision: str | None) -> str:
+    from huggingface_hub import constants
+
+    fetch = f"`hf download {name}{f' --revision {revision}' if revision else ''}`"
+    why = (
+        ", and HF_HUB_OFFLINE is set: unset it, or fetch"
+        if constants.HF_HUB_OFFLINE
+        else ": `retention run` fetches it, or"
+    )
+    return f"model: {name!r} is neither a folder nor, whole, in the Hub's cache {constants.HF_HUB_CACHE}{why} {fetch}"
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a snapshot has its configuration and all of its weights."""
+    index = folder / "model.safetensors.index.json"
+    if not (folder / "config.json").is_file():
+        return False
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return all((folder / part).is_file() for part in parts)
 
 
 def content_hash(folder: str | Path) -> str:

@@ -75,7 +75,7 @@ def load_model(
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        tokenizer = _tokenizer_class(folder).from_pretrained(folder, trust_remote_code=False)
+        tokenizer = tokenizer_of(folder)
         both: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
@@ -107,8 +107,8 @@ def load_model(
     return Loaded(model, tokenizer, content, tuple(lines), folder, dtype)  # type: ignore[arg-type]  # is_fast was checked
 
 
-def _tokenizer_class(folder: Path) -> Any:
-    """AutoTokenizer, unless the folder says that its tokenizer is of no family.
+def tokenizer_of(folder: Path) -> Any:
+    """The folder's tokenizer, by AutoTokenizer unless the folder says that its tokenizer is of no family.
 
     AutoTokenizer goes by the model's type for some (qwen2), and would cut such a tokenizer's texts as that family does.
     """
@@ -120,7 +120,8 @@ def _tokenizer_class(folder: Path) -> Any:
         raise ValueError("its tokenizer_config.json is no JSON object")
     own = settings.get("tokenizer_class")
     plain = own in ("PreTrainedTokenizerFast", "TokenizersBackend") and (folder / "tokenizer.json").is_file()
-    return transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
+    loader: Any = transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
+    return loader.from_pretrained(folder, trust_remote_code=False)
 
 
 # ------------------------------------------------------------------------------------------------------ anatomy

@@ -9,7 +9,6 @@ import json
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,18 +17,27 @@ from retention.adapters import Adapter
 from retention.data import rows_of
 from retention.data.files import read_lines
 from retention.editors import family
+from retention.estimate import configuration, published
 from retention.facts import pool_of
+from retention.ids import corpus_files
 from retention.mitigations import Freeze, Rehearsal, Replay
+from retention.model_folder import fetching
 from retention.models import HubModel, resolve
 from retention.objectives import Objective
 from retention.study import Run, Study, Tune
-from retention.types import UserError
+from retention.types import Missing, UserError
 from retention.world.train import architecture
 
 
 def check(study: Study) -> None:
     """Raises UserError with every mistake that can be found without loading a model."""
-    found: dict[str, None] = {}
+    if found := examine(study):
+        raise UserError("\n".join(found))
+
+
+def examine(study: Study) -> dict[str, UserError]:
+    """Every mistake that can be found without loading a model; a `Missing` is only that something is not here."""
+    found: dict[str, UserError] = {}
     seen: set[str] = set()
     for run in study.runs:
         for what, probe in _checks(run):
@@ -40,9 +48,8 @@ def check(study: Study) -> None:
                 probe()
             except UserError as error:
                 for line in str(error).splitlines():
-                    found[f"{study.name}: {line}"] = None
-    if found:
-        raise UserError("\n".join(found))
+                    found[f"{study.name}: {line}"] = error
+    return found
 
 
 def _checks(run: Run) -> Iterator[tuple[str, Any]]:
@@ -69,7 +76,7 @@ def _checks(run: Run) -> Iterator[tuple[str, Any]]:
         if isinstance(adapter, Adapter):
             yield (
                 "adapter" + json.dumps([dump["model"], adapter.model_dump(mode="json")]),
-                lambda adapter=adapter: adapter.check(_config(s.model)),
+                lambda adapter=adapter: adapter.check(config_of(s.model)),
             )
         objective, data = t.objective or s.objective, t.data.model_dump(mode="json")
         yield (
@@ -114,7 +121,7 @@ def _facts(run: Run) -> None:
 def _layers(run: Run) -> None:
     """Layers of the editor and of freeze lie within the model; what the editor needs and no paper gives is there."""
     s = run.settings
-    config = _config(s.model)
+    config = config_of(s.model)
     layers = int(config.get_text_config().num_hidden_layers)
     _given(run, config if isinstance(s.model, HubModel) else None)
     parts = [("editor", s.editor), *(("mitigations", m) for m in s.mitigations if isinstance(m, Freeze))]
@@ -129,9 +136,22 @@ def _layers(run: Run) -> None:
                     )
 
 
+def config_of(model: Any) -> Any:
+    """The architecture of a model that may not have been made yet.
+
+    A plan fetches nothing: there a well-known model's stands in for what is not here. Raises Missing for others.
+    """
+    try:
+        return _own_config(model)
+    except Missing:
+        shape = published(model.name)
+        if shape is None or fetching():
+            raise
+        return configuration(shape)
+
+
 @lru_cache(maxsize=16)
-def _config(model: Any) -> Any:
-    """The architecture of a model that may not have been made yet."""
+def _own_config(model: Any) -> Any:
     if not isinstance(model, HubModel):
         return architecture(model, vocabulary=1000)
     from transformers import AutoConfig
@@ -161,7 +181,8 @@ def _given(run: Run, config: Any) -> None:
     if covariance is None or covariance.tokens == 0:
         return
     if s.corpus is not None:
-        read_lines(Path(s.corpus).expanduser())
+        for path in corpus_files(s):
+            read_lines(path)
     else:
         _corpus_of_model(
             s.model,

@@ -32,6 +32,10 @@ class UserError(ValueError):
     """What a user wrote cannot be run. The message names the place, what was expected and what to type instead."""
 
 
+class Missing(UserError):
+    """A file or a model that is named and is not here. Nothing can be run without it; the rest can be planned."""
+
+
 class Part(BaseModel):
     """Settings of one interchangeable part. The fields are validated with the study; `name` tells which part it is."""
 

@@ -112,12 +112,6 @@ WRONG: list[tuple[str, dict[str, Any], list[str]]] = [
         {"tune": TUNE | {"data": TUNE["data"] | {"people": 99}}},
         ["99 new people", "Ask for at most 6"],
     ),
-    ("a corpus that is not there", {"corpus": "none.txt"}, ["corpus: no such file: none.txt"]),
-    (
-        "rows that are not there",
-        {"tune": TUNE | {"data": {"name": "jsonl", "path": "none.jsonl"}}},
-        ["tune.data: dataset: no such file: none.jsonl"],
-    ),
     (
         "trainer's name",
         {"tune": TUNE | {"trainer": {"learning_rat": 1e-3}}},
@@ -148,6 +142,14 @@ WRONG: list[tuple[str, dict[str, Any], list[str]]] = [
         {"editor": "lora", "mitigations": [{"name": "margin", "probability": 0.9}]},
         ["mitigations: margin: lora optimises no v*", "use strength"],
     ),
+]
+ABSENT: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("a corpus that is not there", {"corpus": "none.txt"}, ["corpus: no such file: none.txt"]),
+    (
+        "rows that are not there",
+        {"tune": TUNE | {"data": {"name": "jsonl", "path": "none.jsonl"}}},
+        ["tune.data: dataset: no such file: none.jsonl"],
+    ),
     (
         "data that nobody put anywhere",
         {"facts": {"name": "counterfact"}},
@@ -155,6 +157,22 @@ WRONG: list[tuple[str, dict[str, Any], list[str]]] = [
     ),
     ("facts that are not there", {"facts": {"name": "jsonl", "path": "none.jsonl"}}, ["no fact file at none.jsonl"]),
 ]
+
+
+@pytest.mark.parametrize(("changes", "said"), [w[1:] for w in ABSENT], ids=[w[0] for w in ABSENT])
+def test_what_is_not_here_stops_a_run_and_is_told_after_a_plan(place, call, changes, said):
+    study = write(place, **changes)
+    err = refused(place, call, "run", study)
+    assert err.startswith("retention: ")
+    code, out, again = call("plan", study)
+    assert code == 2
+    assert "   1 fine-tunes, 0 done" in out
+    assert re.search(r"  to do [0-9a-f]{16}  editor=identity", out)
+    assert list(place.iterdir()) == [study]
+    for text in (err, again):
+        assert len(text.splitlines()) == 1
+        for part in said:
+            assert part in text, text
 
 
 @pytest.mark.parametrize("verb", ["run", "plan"])
@@ -302,8 +320,11 @@ def test_plan_prints_the_runs_and_computes_nothing(place, call, finished, monkey
     code, out, _ = call("plan", study, "--results", finished)
     assert "4 fine-tunes, 4 done" in out
     assert "to do" not in out
+    assert "time" not in out
     code, out, _ = call("plan", study, "seed=0,1", "--results", finished)
     assert "8 fine-tunes, 4 done" in out
+    assert "time: as measured in this folder for 5 stages like those done here" in out  # an edit, 4 fine-tunes
+    assert "time: 2 stages from their" in out  # base readings and the identity of the other seed
 
 
 def test_a_finished_study_is_run_again_in_no_time(place, call, finished, monkeypatch):

@@ -35,7 +35,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "retention"
 # ------------------------------------------------------------------------------------------------ imports
 
 LEVELS = {
-    0: ("types", "tokens", "explain", "yaml_file"),
+    0: ("types", "tokens", "explain", "yaml_file", "estimate"),
     1: (
         "trainer_fields",
         "trainer_state",
@@ -76,14 +76,13 @@ LEVELS = {
         "labels",
         "study",
         "preflight",
-        "estimate",
         "store",
         "reading",
         "statistics",
         "regimes",
     ),
     4: ("engines",),
-    5: ("api", "cli", "outside", "progress", "doctor", "rephrase", "report", "watch"),
+    5: ("api", "cli", "outside", "progress", "doctor", "planning", "rephrase", "report", "watch"),
 }
 # Leaves: settings or bookkeeping that import no more than level 0, so that anyone may use them.
 LEAVES = ("regimes", "progress", "store")

@@ -98,7 +98,9 @@ class Table(Part):
         if self.revision is not None:
             return []
         hint = "; for a dataset on the Hub give its commit as `revision`" if not Path(self.path).suffix else ""
-        return [data_file(name, "dataset", hint) for name in (self.path, self.heldout_from) if name is not None]
+        return [
+            data_file(name, "tune.data: dataset", hint) for name in (self.path, self.heldout_from) if name is not None
+        ]
 
     def load(self, seed: int) -> Drawn:
         """Read and draw rows. Raises UserError naming file (or dataset), line or row, and key."""
@@ -122,7 +124,7 @@ class Table(Part):
     def _records(self, path: str, split: str) -> list[Record]:
         if self.revision is not None:
             return from_hub(path, self.config, split, self.revision)
-        return from_file(data_file(path, "dataset"), path)
+        return from_file(data_file(path, "tune.data: dataset"), path)
 
     def _rows(self, records: Sequence[Record], dropped: Counter[str]) -> list[Row]:
         make = self._maker()

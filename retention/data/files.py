@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from retention.types import UserError
+from retention.types import Missing, UserError
 
 
-def data_file(name: str, source: str, advice: str = "") -> Path:
-    """The file, relative to the current directory or else to $RETENTION_DATA. Raises UserError that names both.
+def data_file(name: str, where: str, advice: str = "") -> Path:
+    """The file, relative to the current directory or else to $RETENTION_DATA. Raises Missing that names both.
 
-    `advice` ends the message: what else the name may have been meant to be.
+    `where` begins the message: which setting names it. `advice` ends it: what else the name may have been meant to be.
     """
     here = Path(name).expanduser()
     root = os.environ.get("RETENTION_DATA")
@@ -20,14 +20,14 @@ def data_file(name: str, source: str, advice: str = "") -> Path:
     if found is None:
         looked = " nor ".join(str(place) for place in places)
         hint = "" if root else "; set RETENTION_DATA to the folder that holds it, or give its place"
-        raise UserError(f"tune.data: {source}: no such file: {looked}{hint}{advice}")
+        raise Missing(f"{where}: no such file: {looked}{hint}{advice}")
     return found
 
 
 def read_lines(path: Path) -> list[str]:
     """Lines of a text file that are not blank. Raises UserError if it is missing, holds none or is not UTF-8."""
     if not path.is_file():
-        raise UserError(f"corpus: no such file: {path}")
+        raise Missing(f"corpus: no such file: {path}")
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:

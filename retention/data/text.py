@@ -22,7 +22,7 @@ class Text(Part):
     characters: int = Field(400, ge=20, description="length of a row, about: rows end at line ends")
 
     def files(self) -> list[Path]:
-        return [data_file(self.path, "text")]
+        return [data_file(self.path, "tune.data: text")]
 
     def load(self, seed: int) -> Drawn:
         """Cut the file into rows and draw from them. Raises UserError if it has too few."""

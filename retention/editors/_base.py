@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from retention.estimate import Shape
+
 Postprocessor = Annotated[Rect | Prune, Field(discriminator="name")]
 Setting = TypeVar("Setting")
 
@@ -69,6 +71,10 @@ class WeightEditor(Part, ABC):
         for part in self.postprocess:
             delta = part.process(model, delta, rank_one_per_edit=self.rank_one_per_edit and delta is result.delta)
         return replace(result, delta=delta, seconds=time.perf_counter() - start)
+
+    def trained(self, shape: Shape) -> int:
+        """Numbers of a model of this shape that are trained while edits are written (0: a v* alone). For estimates."""
+        return 0
 
     @abstractmethod
     def write(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from retention.estimate import Shape
+
 
 class FreezeTuning(WeightEditor):
     name: Literal["freeze_tuning"] = "freeze_tuning"
@@ -34,6 +36,10 @@ class FreezeTuning(WeightEditor):
     epochs: int = Field(default=80, ge=1, description="passes over all edits")
     batch_size: int = Field(default=64, ge=1, description="rows of edits a step")
     stop_loss: float = Field(default=1e-2, ge=0, description="mean loss of an epoch that ends training, nats per token")
+
+    def trained(self, shape: Shape) -> int:
+        """Numbers that are trained in a model of this shape."""
+        return shape.block * (self.last if self.layers is None else len(self.layers))
 
     def write(
         self,

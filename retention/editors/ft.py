@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from retention.estimate import Shape
+
 LAYERS = {"gpt2-xl": 0, "gpt2-large": 0, "gpt2-medium": 0, "gpt-j-6b": 21, "llama-7b": 21, "qwen-7b": 27}
 BOUNDS = {"gpt2-xl": 5e-4, "gpt2-large": 1e-3, "gpt2-medium": 2e-3, "gpt-j-6b": 5e-5}  # unbounded on other families
 
@@ -43,6 +45,10 @@ class Ft(WeightEditor):
     @property
     def label(self) -> str:
         return super().label.replace("ft", self.variant.lower(), 1)
+
+    def trained(self, shape: Shape) -> int:
+        """Numbers that are trained in a model of this shape."""
+        return shape.width * shape.mlp
 
     def write(
         self,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from retention.estimate import Shape
+
 LAYERS = {"llama-7b": 22, "qwen-7b": 6, "mistral-7b": 23}
 WHOLE_BLOCK = ("mistral-7b",)
 
@@ -36,6 +38,10 @@ class LocFt(WeightEditor):
     batch_size: int = Field(default=100, ge=1, description="rows of edits a step")
     stop_loss: float = Field(default=1e-2, ge=0, description="mean loss of an epoch that ends training, nats per token")
     append_eos: bool = True  # train the end-of-text token after every target
+
+    def trained(self, shape: Shape) -> int:
+        """Numbers that are trained in a model of this shape."""
+        return shape.width * shape.mlp if self.what == "down" else shape.block
 
     def write(
         self,

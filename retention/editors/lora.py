@@ -37,12 +37,15 @@ from retention.editors._training import (
     target_losses,
     text_row,
 )
+from retention.estimate import lora_numbers
 from retention.types import Edit, EditResult, UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from retention.estimate import Shape
 
 
 PLAIN = {"use_rslora", "rank_pattern", "alpha_pattern"}  # options that leave LoRA's update a product of its factors
@@ -81,6 +84,12 @@ class Lora(WeightEditor):
         shown += ["kl"] if self.keep_corpus else []
         shown += ["rehearsal"] if self.rehearsal else []
         return "+".join([*shown, *(part.name for part in self.postprocess)])
+
+    def trained(self, shape: Shape) -> int:
+        """Numbers that are trained in a model of this shape."""
+        kinds = self.targets if isinstance(self.targets, str) else "all"
+        share = 1.0 if self.layers is None else len(self.layers) / shape.layers
+        return round(lora_numbers(shape, self.rank, kinds) * share)
 
     def write(
         self,

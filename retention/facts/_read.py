@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from retention.records import Item, Malformed, items_of_file, items_of_hub
-from retention.types import UserError
+from retention.types import Missing, UserError
 
 DATA_ENV = "RETENTION_DATA"  # a folder; each source says what it looks for below it
 
@@ -103,15 +103,15 @@ def locate(path: str | None, default: str, what: str) -> Path:
         if found.exists():
             return found
         siblings = sorted(p.name for p in found.parent.iterdir()) if found.parent.is_dir() else []
-        raise UserError(f"no {what} at {found}{nearest(found.name, siblings)} (relative to {Path.cwd()})")
+        raise Missing(f"no {what} at {found}{nearest(found.name, siblings)} (relative to {Path.cwd()})")
     root = os.environ.get(DATA_ENV)
     if not root:
-        raise UserError(
+        raise Missing(
             f"no {what}: give its place as `path` in the study, or set {DATA_ENV} to a folder that holds {default}"
         )
     found = Path(root).expanduser() / default
     if not found.exists():
-        raise UserError(f"no {what} at {found}: put it there, or give its place as `path` in the study")
+        raise Missing(f"no {what} at {found}: put it there, or give its place as `path` in the study")
     return found
 
 
@@ -125,7 +125,7 @@ def read_records(path: Path) -> list[Record]:
         raise UserError(f"{path} is a folder; a file of JSON lines or one JSON array was expected")
     if not path.is_file():
         siblings = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-        raise UserError(f"{path}: no such file{nearest(path.name, siblings)}")
+        raise Missing(f"{path}: no such file{nearest(path.name, siblings)}")
     return _placed(str(path), lambda: items_of_file(path))
 
 

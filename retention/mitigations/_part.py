@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from retention.estimate import Shape
     from retention.models import Anatomy
 
 Place = Literal["edit", "rows", "training", "after"]
@@ -44,6 +45,11 @@ class Mitigation(Part):
     """A remedy against forgetting. One that acts on the edit is part of the edit's key; the others of the run's."""
 
     acts_on: ClassVar[Place]
+    copies: ClassVar[float] = 0  # of the weights that it holds while they are trained. For estimates
+
+    def held(self, shape: Shape, edited: int) -> int:
+        """Numbers of a model of this shape that it keeps from moving; edited: layers with an edit. For estimates."""
+        return 0
 
     @property
     def needs_corpus(self) -> bool:

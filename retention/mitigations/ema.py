@@ -28,6 +28,7 @@ class Ema(Mitigation):
     """
 
     acts_on: ClassVar[Place] = "training"
+    copies: ClassVar[float] = 1
 
     name: Literal["ema"] = "ema"
     decay: float = Field(0.99, gt=0, lt=1, description="share of the average that stays at each step")

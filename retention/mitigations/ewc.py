@@ -29,6 +29,7 @@ class Ewc(Mitigation):
     """
 
     acts_on: ClassVar[Place] = "training"
+    copies: ClassVar[float] = 2
 
     name: Literal["ewc"] = "ewc"
     weight: float = Field(gt=0, description="lambda of the paper")

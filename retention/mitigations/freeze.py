@@ -13,6 +13,7 @@ from retention.types import Delta, UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from retention.estimate import Shape
     from retention.models import Anatomy
 
 What = Literal["edited_layers", "edited_modules", "up_to", "from", "everything_but", "listed"]
@@ -45,6 +46,19 @@ class Freeze(Mitigation):
         if self.layers is not None and self.what not in ("listed", "everything_but"):
             raise ValueError(f"`layers` is for listed and everything_but; freeze {self.what} does not use it")
         return self
+
+    def held(self, shape: Shape, edited: int) -> int:
+        """Numbers that stay as they are in a model of this shape with `edited` edited layers."""
+        outer = shape.parameters - shape.layers * shape.block
+        chosen = edited if self.layers is None else len(self.layers)
+        return {
+            "edited_layers": edited * shape.block,
+            "edited_modules": edited * shape.width * shape.mlp,
+            "up_to": outer // (1 if shape.tied else 2) + ((self.layer or 0) + 1) * shape.block,
+            "from": outer // (1 if shape.tied else 2) + (shape.layers - (self.layer or 0)) * shape.block,
+            "everything_but": shape.parameters - chosen * shape.block,
+            "listed": chosen * shape.block,
+        }[self.what]
 
     def frozen(self, model: PreTrainedModel, anatomy: Anatomy, delta: Delta) -> list[str]:
         """Names of the parameters that are to stay as they are.

@@ -25,6 +25,7 @@ class L2Sp(Mitigation):
     """
 
     acts_on: ClassVar[Place] = "training"
+    copies: ClassVar[float] = 1
 
     name: Literal["l2sp"] = "l2sp"
     weight: float = Field(gt=0, description="of half the squared distance, nats")

@@ -35,6 +35,7 @@ class Merge(Mitigation):
     """
 
     acts_on: ClassVar[Place] = "after"
+    copies: ClassVar[float] = 1
 
     name: Literal["merge"] = "merge"
     weight: float = Field(0.5, ge=0, le=1, description="of the fine-tune; linear: 0 is the edited model, 1 the trained")

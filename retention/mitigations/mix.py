@@ -36,7 +36,7 @@ class Mix(RowMitigation):
     def files(self) -> list[Path]:
         """The file of texts, if one is named. Raises UserError if it is missing."""
         try:
-            return [] if self.path is None else [data_file(self.path, "mix")]
+            return [] if self.path is None else [data_file(self.path, "mitigations: mix")]
         except UserError as error:
             raise UserError(str(error).replace("tune.data", "mitigations", 1)) from None
 

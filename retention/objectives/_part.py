@@ -29,6 +29,13 @@ class Objective(Part):
     # read them in their order; or the trainer's own field shuffle_dataset.
     shuffled_by: ClassVar[Literal["sampler", "harness", "field"]] = "sampler"
 
+    sequences: ClassVar[int] = 1  # that the model reads for each row of a batch
+    fused: ClassVar[bool] = True  # trl computes the loss without holding all logits. For estimates
+
+    def models(self, arguments: Mapping[str, Any]) -> int:
+        """Models held in memory while one is fully trained. For estimates."""
+        return 1
+
     def arguments(self) -> dict[str, Any]:
         """Arguments of the trainer's config that this objective fixes; a user sets them here, not in tune.trainer."""
         return {}

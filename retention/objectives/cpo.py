@@ -17,6 +17,8 @@ class Cpo(Objective):
     trainer: ClassVar[str] = "trl.experimental.cpo.CPOTrainer"
     config: ClassVar[str] = "trl.experimental.cpo.CPOConfig"
     needs: ClassVar[tuple[str, ...]] = ("prompt", "completion", "rejected")
+    sequences: ClassVar[int] = 2
+    fused: ClassVar[bool] = False
     trains_rejected: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {
         "disable_dropout": True,

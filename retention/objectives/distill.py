@@ -44,6 +44,9 @@ class Distill(Objective):
     max_completion_length: int = Field(16, ge=1, description="tokens of an answer at most")
     temperature: float = Field(1.0, gt=0, description="of the draw of answers, and of both distributions")
 
+    def models(self, arguments: Mapping[str, Any]) -> int:
+        return 2
+
     def arguments(self) -> dict[str, Any]:
         return {
             "beta": self.divergence,

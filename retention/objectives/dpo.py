@@ -30,6 +30,7 @@ class Dpo(Objective):
     config: ClassVar[str] = "trl.DPOConfig"
     needs: ClassVar[tuple[str, ...]] = ("prompt", "completion", "rejected")
     trains_rejected: ClassVar[bool] = True
+    sequences: ClassVar[int] = 2
     defaults: ClassVar[Mapping[str, Any]] = {
         "label_smoothing": 0.0,
         "f_divergence_type": "reverse_kl",
@@ -50,6 +51,9 @@ class Dpo(Objective):
     name: Literal["dpo"] = "dpo"
     loss: tuple[Loss, ...] = Field(("sigmoid",), min_length=1, description="trl's loss types; several are added up")
     beta: float = Field(0.1, gt=0, description="how dear it is to leave the reference")
+
+    def models(self, arguments: Mapping[str, Any]) -> int:
+        return 1 if arguments["precompute_ref_log_probs"] else 2
 
     def arguments(self) -> dict[str, Any]:
         return {"loss_type": list(self.loss), "beta": self.beta}

@@ -26,6 +26,7 @@ class Kto(Objective):
     config: ClassVar[str] = "trl.KTOConfig"
     needs: ClassVar[tuple[str, ...]] = ("prompt", "completion")
     trains_rejected: ClassVar[bool] = True
+    sequences: ClassVar[int] = 2
     shuffled_by: ClassVar[Literal["sampler", "harness", "field"]] = "harness"
     defaults: ClassVar[Mapping[str, Any]] = {
         "disable_dropout": True,
@@ -40,6 +41,9 @@ class Kto(Objective):
     beta: float = Field(0.1, gt=0, description="how dear it is to leave the reference")
     desirable_weight: float = Field(1.0, ge=0, description="factor of the loss on desirable completions")
     undesirable_weight: float = Field(1.0, ge=0, description="factor of the loss on undesirable completions")
+
+    def models(self, arguments: Mapping[str, Any]) -> int:
+        return 1 if arguments["precompute_ref_log_probs"] else 2
 
     def arguments(self) -> dict[str, Any]:
         return {

@@ -21,6 +21,8 @@ class Orpo(Objective):
     trainer: ClassVar[str] = "trl.experimental.orpo.ORPOTrainer"
     config: ClassVar[str] = "trl.experimental.orpo.ORPOConfig"
     needs: ClassVar[tuple[str, ...]] = ("prompt", "completion", "rejected")
+    sequences: ClassVar[int] = 2
+    fused: ClassVar[bool] = False
     trains_rejected: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {
         "disable_dropout": True,
