@@ -5,6 +5,7 @@ What is read at a step, and how what is trained is held back, is decided here; t
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import torch
 from torch import Tensor
 
 from retention import tune as tuning
@@ -37,7 +39,7 @@ from retention.stages import Bench, applied, drawn_facts, drop_if_empty, finite,
 from retention.store import SCORES, Keys, read_readings, table_of, write_json, write_readings, write_table
 from retention.study import Run, Tune
 from retention.trainer_fields import rows_needed
-from retention.types import STEP_BASE, STEP_EDITED, Delta, Fact, TaskRows
+from retention.types import STEP_BASE, STEP_EDITED, Delta, Fact, TaskRows, UserError
 from retention.weight_diagnostics import Diagnostics
 
 if TYPE_CHECKING:
@@ -45,10 +47,37 @@ if TYPE_CHECKING:
 
 
 def tune(run: Run, bench: Bench) -> None:
-    """Fine-tune the edited model as the run says; publish readings, scores, the trainer's log and what moved."""
+    """Fine-tune the edited model as the run says; publish readings, scores, the trainer's log and what moved.
+
+    Where training does not fit into memory it begins again with micro-batches of half the size, until it fits; the
+    batch that a step takes stays as it is. Raises UserError where that is not possible.
+    """
+    split, lack = 1, ""
+    while not bench.store.complete("runs", run_id(run)):
+        try:
+            return _tune(run, bench, split)
+        except tuning.OutOfMemory as error:
+            lack = str(error)
+        gc.collect()  # here, since the error, while it is handled, holds what the attempt had allocated
+        torch.cuda.empty_cache()
+        finer = next((n for n in (2 * split, 4 * split) if _parts(run, n) != _parts(run, split)), None)
+        if finer is None:
+            raise UserError(
+                f"tune: out of memory ({lack}), and the batches cannot be smaller without another loss; use a smaller "
+                "tune.trainer.per_device_train_batch_size or max_length, activation_checkpointing: true, or an adapter"
+            )
+        split = finer
+        bench.report(f"out of memory; again with each batch in {split} parts: {run.label}", 0, 1)
+
+
+def _parts(run: Run, split: int) -> list[int]:
+    """Into how many parts the batches of each fine-tune are cut."""
+    tunes = run.settings.tunes
+    return [tuning.micro_batches(t.objective or run.settings.objective, t.trainer, split)[1] for t in tunes]
+
+
+def _tune(run: Run, bench: Bench, split: int) -> None:
     s, key = run.settings, run_id(run)
-    if bench.store.complete("runs", key):
-        return
     loaded = load(run, bench)
     drawn = drawn_facts(run, bench, loaded)
     source = bench.store.folder("edits", edit_id(run))
@@ -87,6 +116,7 @@ def tune(run: Run, bench: Bench) -> None:
         else:
             reader.scores, reader.weights, log = before["scores"], before["weights"], before["log"]
             results = [tuning.TuneResult(**result) for result in before["results"]]
+            split = before["split"]  # what a run has begun with it ends with
         if resume.first is not None:
             put_back(dict(loaded.model.named_parameters()), resume.first["weights"])
             scene.memory.update(resume.first["memory"])
@@ -96,12 +126,19 @@ def tune(run: Run, bench: Bench) -> None:
                 continue
             reader.steps_before, reader.tokens_before = sum(r.steps for r in results), sum(r.tokens for r in results)
             told = [asdict(result) for result in results]
-            resume.run = {"scores": reader.scores, "weights": reader.weights, "log": log, "results": told}
+            resume.run = {
+                "scores": reader.scores,
+                "weights": reader.weights,
+                "log": log,
+                "results": told,
+                "split": split,
+            }
             if number > resume.number:
                 resume.begin(number, {"weights": dict(loaded.model.named_parameters()), "memory": scene.memory})
                 signals.deliver()
             last = number == len(tasks)
-            result = _once(run, bench, t, task, scene, reader, resume, merge=not last or s.relearn is not None)
+            merge = not last or s.relearn is not None
+            result = _once(run, bench, t, task, scene, reader, resume, merge=merge, split=split)
             log += [{**entry, "step": reader.steps_before + entry["step"], "tune": number} for entry in result.log]
             results.append(result)
         if s.relearn is not None:
@@ -200,7 +237,16 @@ class Reader:
 
 
 def _once(
-    run: Run, bench: Bench, t: Tune, task: TaskRows, scene: Scene, reader: Reader, resume: Resume, *, merge: bool
+    run: Run,
+    bench: Bench,
+    t: Tune,
+    task: TaskRows,
+    scene: Scene,
+    reader: Reader,
+    resume: Resume,
+    *,
+    merge: bool,
+    split: int,
 ) -> tuning.TuneResult:
     """One fine-tune of the run's list."""
     s = run.settings
@@ -243,6 +289,7 @@ def _once(
         merge=merge,
         progress=lambda done, total: bench.report(f"fine-tuning{which} {run.label}", done, total),
         resume=resume,
+        split=split,
     )
 
 

@@ -57,6 +57,10 @@ class Budget:
         return self.steps is not None and self.every is None
 
 
+class OutOfMemory(RuntimeError):
+    """Training did not fit into memory; `micro_batches` makes it smaller where the objective bears it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Held:
     """What holds a model back while it is trained."""
@@ -79,6 +83,8 @@ class TuneResult:
     arguments: dict[str, Any]  # as passed to the trainer's config
     log: tuple[dict[str, Any], ...]  # the trainer's own log: step, loss (nats), learning_rate, grad_norm
     resumed: tuple[int, ...] = ()  # steps after which it was interrupted and taken up again
+    split: int = 1  # parts that each batch was cut into, because it did not fit into memory as a whole
+    diverged: int | None = None  # step after which loss and weights were not finite: no further step was trained
 
 
 def validate(objective: Objective, trainer: dict[str, Any]) -> None:
@@ -145,6 +151,20 @@ def _config(
     )
 
 
+def micro_batches(objective: Objective, trainer: dict[str, Any], split: int) -> tuple[dict[str, Any], int]:
+    """The trainer's settings with each batch cut into `split` equal parts, and into how many it is.
+
+    More where the number of rows wants it, one part where the objective's loss is not that of its rows added up.
+    """
+    arguments = arguments_of(objective, trainer)
+    rows, batches = arguments["per_device_train_batch_size"], arguments["gradient_accumulation_steps"]
+    parts = next(n for n in range(min(split, rows), rows + 1) if rows % n == 0) if objective.splits() else 1
+    if parts == 1:
+        return trainer, 1
+    smaller = {"per_device_train_batch_size": rows // parts, "gradient_accumulation_steps": batches * parts}
+    return trainer | smaller, parts
+
+
 def fine_tune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -165,6 +185,7 @@ def fine_tune(
     merge: bool = False,
     progress: Callable[[int, int], None] | None = None,
     resume: Resume | None = None,
+    split: int = 1,
 ) -> TuneResult:
     """Train `model` in place and call `on_checkpoint` after each step in `at`, and after the last of an open budget.
 
@@ -172,12 +193,15 @@ def fine_tune(
     each step. Rows are shuffled by the seed unless `in_order`; the loss and the optimizer are trl's. At a checkpoint
     the model is as the guards deliver it. `base` loads the unedited model, for objectives that learn from it. The model
     is left trained, in train mode, an adapter in place or, with `merge`, in its weights. With `resume` it is saved on
-    the way, and goes on from what was saved: `model` must be as it was before the first step.
-    Raises UserError if a mitigation freezes everything or an adapter does not fit the model.
+    the way, and goes on from what was saved: `model` must be as it was before the first step. split: see
+    `micro_batches`. A model whose weights have all become NaN or infinite is trained no further, and read as it is at
+    the steps that are left. Raises OutOfMemory; UserError if a mitigation freezes everything or an adapter does not fit
+    the model.
     """
     from transformers import PrinterCallback, TrainerCallback, set_seed
 
     objective.check_tokenizer(tokenizer)
+    trainer, parts = micro_batches(objective, trainer, split)
     arguments = arguments_of(objective, trainer)
     if in_order and arguments["packing"] and arguments["packing_strategy"] != "wrapped":
         raise UserError(
@@ -210,6 +234,17 @@ def fine_tune(
         resume.signals.deliver()
 
     class Checkpoints(TrainerCallback):
+        diverged = False
+
+        @contextmanager
+        def delivered(self) -> Iterator[None]:
+            """The model as it is to be read."""
+            with ExitStack() as stack:
+                stack.enter_context(own_forward(model))
+                for guard in held.guards:
+                    stack.enter_context(guard.reading())
+                yield
+
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if begun is not None:
                 put_back_tallies(trainer_, begun["tallies"])
@@ -224,13 +259,13 @@ def fine_tune(
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             step, tokens = state.global_step, int(state.num_input_tokens_seen)
+            self.diverged = not bool(torch.isfinite(trainer_._tr_loss)) and all(
+                not bool(torch.isfinite(p).all()) for p in wrapped.parameters() if p.requires_grad
+            )
             spent = budget.tokens is not None and tokens >= budget.tokens
-            ended = control.should_training_stop or spent or step >= state.max_steps
+            ended = control.should_training_stop or spent or step >= state.max_steps or self.diverged
             if step in at or (not budget.fixed and (ended or budget.looks(step))):
-                with ExitStack() as delivered:
-                    delivered.enter_context(own_forward(model))
-                    for guard in held.guards:
-                        delivered.enter_context(guard.reading())
+                with self.delivered():
                     # What decides on the end is the model as it is delivered, as what is read of it.
                     ended = ended or (budget.looks(step) and budget.stop(step))
                     if step in at or (ended and not budget.fixed):
@@ -243,7 +278,11 @@ def fine_tune(
             if progress is not None:
                 progress(*((tokens, budget.tokens) if budget.tokens is not None else (step, state.max_steps)))
 
-    with warnings.catch_warnings(), _no_bars(), trackers_within(folder, config.report_to), _as_before(model, tokenizer):
+    watch = Checkpoints()
+    with (
+        warnings.catch_warnings(), _no_bars(), trackers_within(folder, config.report_to),
+        _as_before(model, tokenizer), _memory_told(),
+    ):  # fmt: skip
         # torch warns that pinned memory needs an accelerator; on a CPU node there is none, and nothing is lost.
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
         # trl 1.16 asks for a property by a name that transformers 5.23 has replaced.
@@ -251,12 +290,12 @@ def fine_tune(
         # trl says of each experimental trainer that it may change: whoever asks for one has said that they know.
         warnings.filterwarnings("ignore", message=".*experimental.*")
         try:
-            trainer_ = resumable(_trainer(objective, held.guards), held.guards, begun, save)(
+            trainer_ = resumable(_trainer(objective, held.guards, parts), held.guards, begun, save)(
                 model=wrapped,
                 args=config,
                 train_dataset=_dataset(rows, objective, seed, in_order),
                 processing_class=tokenizer,
-                callbacks=[Checkpoints()],
+                callbacks=[watch],
                 **objective.extras(wrapped, config, base),
             )
         except (ValueError, NotImplementedError, ImportError) as error:  # what trl finds wrong when it sees the model
@@ -267,8 +306,14 @@ def fine_tune(
         start = time.perf_counter() - (begun["seconds"] if begun is not None else 0.0)
         trainer_.train()
         seconds = time.perf_counter() - start
-    state = trainer_.state
-    if budget.fixed and state.global_step != budget.steps:  # a stop signal makes train() return as if all were well
+        state = trainer_.state
+        last = state.max_steps if budget.tokens is None else state.global_step
+        for step in sorted(n for n in at if watch.diverged and state.global_step < n <= last):
+            with watch.delivered():  # no step would move these weights: they are what it would have left
+                on_checkpoint(step, int(state.num_input_tokens_seen), model)
+    if (
+        budget.fixed and state.global_step != budget.steps and not watch.diverged
+    ):  # a stop signal makes train() return as if all were well
         raise InterruptedError(f"training stopped at step {state.global_step} of {budget.steps}")
     if merge and wrapped is not model:
         wrapped.merge_and_unload()
@@ -283,6 +328,8 @@ def fine_tune(
         arguments={k: v for k, v in arguments.items() if k in config_fields(type(config))},
         log=tuple(entry for entry in state.log_history if "loss" in entry),
         resumed=resumed,
+        split=parts,
+        diverged=state.global_step if watch.diverged else None,
     )
 
 
@@ -305,28 +352,46 @@ def freeze(model: PreTrainedModel, names: Sequence[str]) -> None:
         raise UserError("mitigations: freeze leaves nothing to train; freeze less")
 
 
-def _trainer(objective: Objective, guards: Sequence[Guard]) -> Any:
-    """The objective's trainer with the guards' penalties in its loss, and with tokens counted whatever its batches."""
+def _trainer(objective: Objective, guards: Sequence[Guard], parts: int = 1) -> Any:
+    """The objective's trainer with the guards' penalties in its loss, and with tokens counted whatever its batches.
+
+    parts: micro-batches that stand for one batch, each weighing what its loss is a mean of; a penalty is added once for
+    all of them.
+    """
     trainer = _import(objective.trainer)
     penalised = any(type(guard).penalty is not Guard.penalty for guard in guards)
 
     class Ours(trainer):  # type: ignore[misc, valid-type]
+        def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+            found = super().get_batch_samples(*args, **kwargs)
+            self._turn = 0
+            if parts > 1:
+                self._counts = [_counted(batch) for batch in found[0]]
+            return found
+
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
             found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            if not penalised:
+            if not penalised and parts == 1:
                 return found
             loss, *rest = found if return_outputs else (found,)
             # A loss that is normalised over all micro-batches of a step is added up by the trainer, not averaged.
             added_up = self.loss_is_scaled_for_ga
             if added_up is None:
                 added_up = num_items_in_batch is not None and self.model_accepts_loss_kwargs
-            share = 1 / self.current_gradient_accumulation_steps if added_up else 1.0
-            for guard in guards:
+            count = self.current_gradient_accumulation_steps
+            batches = -(-count // parts)
+            if parts > 1 and not added_up:
+                first = self._turn - self._turn % parts
+                share = self._counts[self._turn] / sum(self._counts[first : first + parts])
+                loss = loss * (share * count / batches)
+            share = 1 / batches if added_up else count / batches
+            for guard in guards if self._turn % parts == 0 else ():
                 penalty = guard.penalty()
                 if penalty is not None:
                     loss = loss + share * penalty.to(loss.device)
+            self._turn += 1
             return (loss, *rest) if return_outputs else loss
 
         def _track_num_input_tokens(self, inputs: Any) -> None:
@@ -342,6 +407,25 @@ def _trainer(objective: Objective, guards: Sequence[Guard]) -> Any:
             """trl would tell its makers of each training."""
 
     return Ours
+
+
+def _counted(batch: Mapping[str, Any]) -> int:
+    """What the loss of a batch is a mean of: tokens that are predicted, or rows."""
+    if "labels" in batch:
+        return int((batch["labels"][..., 1:] != -100).sum())
+    return len(next(value for value in batch.values() if torch.is_tensor(value)))
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """What does not fit into memory is told by one kind of error."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # On a processor it is a RuntimeError: "DefaultCPUAllocator: can't allocate memory".
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error):
+            raise OutOfMemory(str(error).partition("\n")[0] or "MemoryError") from None
+        raise
 
 
 @contextmanager

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -232,70 +228,6 @@ def test_a_second_run_does_nothing(finished, cache, monkeypatch):
     retention.run(Study.of(document(), name="small"), results=finished, cache=cache)
     assert time.process_time() - started < 2
     assert files(finished) == before
-
-
-KILLED = """
-import json, os, signal, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-import retention, trl, pyarrow.parquet
-from retention import fine_tuning, stages
-from retention.study import Study
-
-document, results, cache = json.loads(sys.argv[1]), *sys.argv[2:]
-write = stages.write_readings
-
-def told(name):
-    def write_and_die(path, *args, **kwargs):
-        write(path, *args, **kwargs)
-        if path.name == name:
-            os.kill(os.getpid(), signal.SIGKILL)
-    return write_and_die
-
-for name in ("probes--00001.parquet", "probes-000000.parquet", "probes-000002.parquet"):
-    child = os.fork()  # nothing has computed here yet, so the child is as good as a process of its own
-    if child == 0:
-        stages.write_readings = fine_tuning.write_readings = told(name)
-        retention.run(Study.of(document, name="small"), results=results, cache=cache)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    complete = {kind: len(list(Path(results).glob(f"{kind}/*/complete.json"))) for kind in ("bases", "edits", "runs")}
-    print(json.dumps({"signal": os.WTERMSIG(status), **complete}))
-"""
-
-
-def test_killed_in_any_stage_and_run_again_the_rows_are_the_same(rows, finished, cache, tmp_path):
-    """Killed before a base, an edit and a run are complete; the rest is done in this process, in another folder."""
-    results = tmp_path / "elsewhere"
-    grid = {"editor": [ROME], "mitigations": [[]]}
-    out = subprocess.run(
-        [sys.executable, "-c", KILLED, json.dumps(document(grid=grid)), str(results), str(cache)],
-        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert out.returncode == 0, out.stderr[-2000:]
-    assert [json.loads(line) for line in out.stdout.splitlines()] == [
-        {"signal": signal.SIGKILL, "bases": 0, "edits": 0, "runs": 0},
-        {"signal": signal.SIGKILL, "bases": 1, "edits": 0, "runs": 0},
-        {"signal": signal.SIGKILL, "bases": 1, "edits": 1, "runs": 0},
-    ]
-    with pytest.raises(UserError, match="no run is complete"):
-        retention.load(results / "small")
-    retention.run(Study.of(document(grid=grid), name="small"), results=results, cache=cache)
-    same = rows[(rows["editor"] == "rome") & (rows["mitigations"] == "none")].reset_index(drop=True)
-    again = retention.load(results / "small")
-    pd.testing.assert_frame_equal(_plain(again), _plain(same), check_exact=True)
-    scores = retention.load(finished, "scores")
-    scores = scores[scores["run_id"].isin(set(again["run_id"]))]
-    pd.testing.assert_frame_equal(_plain(retention.load(results, "scores")), _plain(scores), check_exact=True)
-    assert not [p for p in results.rglob(".*") if p.is_file()]  # nothing of the killed attempts is left
-
-
-def _plain(frame: pd.DataFrame) -> pd.DataFrame:
-    """Categories as texts: their order of appearance is not a result."""
-    frame = frame.reset_index(drop=True)
-    texts = [name for name in frame if frame[name].dtype == "category"]
-    return frame.astype(dict.fromkeys(texts, str))
 
 
 def test_a_study_that_grows_reuses_what_is_there(finished, cache, tmp_path):

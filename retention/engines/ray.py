@@ -102,7 +102,8 @@ def _running(ray: Any, workers: int, threads: int, address: str | None) -> Itera
     if address or os.environ.get("RAY_ADDRESS"):
         ray.init(address=address, **quiet)
     else:
-        ray.init(num_cpus=workers * threads, include_dashboard=False, object_store_memory=128 << 20, **quiet)
+        # `local`: left out, Ray takes any cluster that runs on this machine, another study's of its own included.
+        ray.init("local", num_cpus=workers * threads, include_dashboard=False, object_store_memory=128 << 20, **quiet)
     try:
         yield
     finally:

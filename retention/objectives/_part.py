@@ -44,6 +44,10 @@ class Objective(Part):
         """Rows of the data that one optimizer step takes; None where that depends on the rows."""
         return float(arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"])
 
+    def splits(self) -> bool:
+        """Whether a batch cut into parts gives the same gradient, but for rounding: no row's loss knows of another."""
+        return False
+
     def problems(self, arguments: Mapping[str, Any]) -> list[str]:
         """What is wrong with all arguments of the config taken together, that its fields' types do not say."""
         return []

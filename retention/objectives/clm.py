@@ -29,6 +29,9 @@ class Clm(Objective):
         None, ge=2, description="tokens in a block; left out: each text alone, cut off at tune.trainer.max_length"
     )
 
+    def splits(self) -> bool:
+        return True
+
     def arguments(self) -> dict[str, Any]:
         fixed = {
             "loss_type": "nll",

@@ -58,6 +58,10 @@ class Dpo(Objective):
     def arguments(self) -> dict[str, Any]:
         return {"loss_type": list(self.loss), "beta": self.beta}
 
+    def splits(self) -> bool:
+        # They sort or average over the pairs of a batch, or count its tokens.
+        return not {"aot", "aot_unpaired", "bco_pair", "sft"} & set(self.loss)
+
     def problems(self, arguments: Mapping[str, Any]) -> list[str]:
         found, smoothing = [], arguments["label_smoothing"]
         if "exo_pair" in self.loss and not smoothing > 0:

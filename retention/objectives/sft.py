@@ -63,6 +63,9 @@ class Sft(Objective):
             raise ValueError("assistant_only is a loss on the assistant's turns alone; leave completion_only: true")
         return self
 
+    def splits(self) -> bool:
+        return True
+
     def arguments(self) -> dict[str, Any]:
         return {
             "loss_type": self.loss,
