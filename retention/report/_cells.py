@@ -112,8 +112,12 @@ def cells_of(study: Opened, criterion: str) -> list[Cell]:
                 gain=st.mean_estimate(gains[measure][list(runs)].to_numpy()) if measure else None,
             )
         )  # fmt: skip
-    # The baseline first, where it is called none.
-    return sorted(found, key=lambda cell: [(value != "none", value) for value in cell.named.values()])
+    return sorted(found, key=order)
+
+
+def order(cell: Cell) -> list[tuple[bool, str]]:
+    """By name, the baseline first where it is called none."""
+    return [(value != "none", value) for value in cell.named.values()]
 
 
 def _curves(rows: pd.DataFrame) -> dict[tuple[str, str], dict[str, Curves]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from retention import statistics as st
 from retention.report import _tables as tables
-from retention.report._cells import Cell, Point, arms_of, cells_of, criterion_of, points_of
+from retention.report._cells import Cell, Point, arms_of, cells_of, criterion_of, order, points_of
 from retention.report._charts import COLORS, CYCLE, DASHES, SHAPES, bundle, specs
 from retention.report._histories import READINGS, histories
 from retention.report._read import Opened, opened
@@ -66,15 +66,16 @@ def html(studies: Sequence[Opened], criterion: str | None = None, most: int = RE
 
     chosen = [criterion_of(s.rows, criterion) if s.rows is not None else None for s in studies]
     by_study = [cells_of(s, c) if c is not None else [] for s, c in zip(studies, chosen, strict=True)]
-    cells = [cell for of_one in by_study for cell in of_one]
-    varied = _varied(studies, cells)
     arms = [arms_of(s, c) if c is not None else (None, [], "") for s, c in zip(studies, chosen, strict=True)]
     findings = [_found(s, own, c, arm) for s, own, c, arm in zip(studies, by_study, chosen, arms, strict=True)]
+    told = [line for own in by_study for line in zip(own, *verdicts(own), strict=True)]
+    told.sort(key=lambda line: order(line[0]))  # two studies' cells of the same name side by side
+    cells, unmatched, matched = [c for c, _, _ in told], [u for _, u, _ in told], [m for _, _, m in told]
+    varied = _varied(studies, cells)
     shown: list[tables.Table] = []
     if cells:
-        found = [verdicts(own) for own in by_study]
-        unmatched, matched = ([v for pair in found for v in pair[i]] for i in (0, 1))
         shown = [tables.kept(cells, varied, unmatched), tables.fair(cells, varied, matched), tables.at_0(cells, varied)]
+        shown += [tables.criteria(cells, varied), tables.lives(cells, varied)]
         for study, (axis, of_axis, _) in zip(studies, arms, strict=True):
             if axis is not None and of_axis:
                 shown.append(_named(tables.arms(of_axis, axis), study, len(studies)))

@@ -167,18 +167,26 @@ def _arm_sentences(arms: Sequence[Arm], axis: str) -> list[str]:
         return [f"With one seed a value of {axis}, we cannot tell what it does to edited facts."]
     lines = []
     for word, said in ((MORE, "more"), (LESS, "fewer")):
-        names = [
-            f"{' · '.join([a.name, *a.context.values()])} ({a.found.difference.value:+.2f})"
-            for a in edited
-            if a.found.difference and verdict(a.found.difference, a.q, a.seeds, a.state).word == word
-        ]
-        if names:
+        sizes: dict[str, list[float]] = {}
+        for a in edited:
+            if a.found.difference and verdict(a.found.difference, a.q, a.seeds, a.state).word == word:
+                sizes.setdefault(a.name, []).append(a.found.difference.value)
+        if sizes:
+            named = sorted(sizes, key=lambda name: -max(map(abs, sizes[name])))
+            names = [_arm(name, sizes[name], sum(a.name == name for a in edited)) for name in named]
             lines.append(f"{said} edited facts are kept with {', '.join(names)}")
     rest = len(edited) - sum(verdict(a.found.difference, a.q, a.seeds, a.state).word in (MORE, LESS) for a in edited)
     if rest:
         lines.append(f"for {'all' if rest == len(edited) else rest} of {len(edited)} comparisons we cannot tell")
     text = "; ".join(lines)
     return [f"{axis.capitalize()}, each run paired with the same one {what}: {text}."]
+
+
+def _arm(name: str, sizes: Sequence[float], of: int) -> str:
+    """An arm, its effects, and in how many of its comparisons they are told."""
+    low, high = f"{min(sizes):+.2f}", f"{max(sizes):+.2f}"
+    span = low if low == high else f"{low} to {high}"
+    return f"{name} ({span}{f'; {len(sizes)} of {of}' if of > 1 else ''})"
 
 
 def _cautions(cells: Sequence[Cell], criterion: str, left: int) -> list[str]:

@@ -119,6 +119,7 @@ function curves(want) {
     button.addEventListener("click", () => { all = true; update(); });
     $("shown").append(button);
   }
+  $("panels").style.setProperty("--panel", shown.length === 2 || shown.length === 4 ? "27rem" : "19rem");
   $("panels").replaceChildren(...shown.map(([name, values]) => panel(name, values, names, looks)));
   table(shown);
 }
@@ -134,6 +135,7 @@ function panel(name, values, names, looks) {
   const lines = names.filter((line) => values.some((v) => v.line === line));
   const scale = (what) => ({ domain: lines, range: lines.map((line) => looks.get(line)[what]) });
   queueMicrotask(() => draw(holder, "curve", values, (spec) => {
+    if (lines.length > 4) spec.layer[0].mark.opacity = 0.05; // bands of many lines would hide them; the pointer tells them
     for (const layer of spec.layer) {
       const e = layer.encoding;
       if (e.color) e.color.scale = scale("color");
@@ -170,7 +172,7 @@ function forest(want) {
   $("forest").setAttribute("aria-label", `Share kept, edited minus intrinsic. ${values.map((v) => `${v.cell}, ${v.how}: ${v.told}`).join(". ") || "Nothing to compare"}.`);
   $("forest-legend").replaceChildren(...(values.length ? METHODS.map((how) => key(how, { color: METHOD_LOOK[how][0], shape: METHOD_LOOK[how][1] })) : []));
   if (values.length === 0) $("forest").replaceChildren(make("p", { class: "note" }, "Nothing to compare: the table below says why."));
-  else draw($("forest"), "forest", values, (spec) => { spec.height = 44 * new Set(values.map((v) => v.cell)).size; });
+  else draw($("forest"), "forest", values, (spec) => { spec.height = (data.cells.length > 12 ? 32 : 44) * new Set(values.map((v) => v.cell)).size; });
 }
 
 const GAINS = { task_accuracy: "gain in task accuracy", task_loss: "drop of held-out loss, nats/token" };
