@@ -143,7 +143,7 @@ def note(found: pd.DataFrame, axis: str) -> str:
         "facts; better, worse: pairs in which one arm alone is right); intervals take the run as the unit of "
         "replication. Task gain: from step 0 to the end (n pairs of runs). p (seeds): sign-flip permutation of the "
         f"runs' differences, exact up to 16 runs (the least p that so many runs can give: {least or 'none'}); p (t): "
-        "Student's over the same, dual to the interval; p (facts): McNemar's exact test, of these runs alone. q: "
+        "Student's over the same, dual to the interval; p (facts): McNemar's mid-p test, of these runs alone. q: "
         f"Benjamini and Hochberg's, over all lines of one measure ({counted} tests). Unconditional: all facts of the "
         "group, which also holds what the arm does to the edit itself."
     )

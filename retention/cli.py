@@ -245,6 +245,60 @@ def verify(
 
 
 @app.command()
+def power(
+    study: Annotated[Path, typer.Argument(help="the pilot: a study's folder in a results folder")],
+    difference: Annotated[float, typer.Option("--difference", help="to be seen, a share such as 0.05")],
+    chance: Annotated[float, typer.Option("--power", help="of seeing it, a probability")] = 0.8,
+    axis: Annotated[
+        str | None,
+        typer.Option(
+            "--axis", help="compare the values of mitigations, objective ...; left out: edited with intrinsic"
+        ),
+    ] = None,
+    against: Annotated[str | None, typer.Option("--against", help="the value to compare with: none, sft, full")] = None,
+    group: Annotated[str, typer.Option("--group", help="with --axis: whose retention, edited or intrinsic")] = "edited",
+    facts: Annotated[
+        str, typer.Option("--facts", help="numbers of facts, of a group and seed")
+    ] = "10,25,50,100,200,400",
+    criterion: Annotated[str, typer.Option("--criterion")] = "all_correct",
+    form: Annotated[str, typer.Option("--form", help="direct or paraphrase")] = "direct",
+) -> None:
+    """Tell how many seeds a study needs to see a difference of retention, by its number of facts, from a pilot."""
+    from retention import statistics as st
+    from retention.statistics import power as planning
+    from retention.store import Store, load
+
+    if (study / "store.json").is_file():
+        raise UserError(f"{study}: give the folder of one study in it: {', '.join(Store(study).studies())}")
+    counted = [text.strip() for text in facts.split(",")]
+    if wrong := [text for text in counted if not text.isdigit()]:
+        raise UserError(f"--facts: expected numbers, such as 50,100; got {wrong[0]!r}")
+    if group not in ("edited", "intrinsic"):
+        raise UserError(f"--group: expected edited or intrinsic; got {group!r}")
+    rows = load(study)
+    st.check_criterion(rows, criterion)
+    if form not in (forms := sorted(map(str, rows["form"].unique()))):
+        raise UserError(f"--form: unknown {form!r}; this study asked {', '.join(forms)}")
+    settings: dict[str, Any] = {
+        "criterion": criterion, "form": form, "facts": [int(text) for text in counted], "chance": chance,
+    }  # fmt: skip
+    if axis is None:
+        what, table = "edited - intrinsic", planning.plans(rows, difference, columns=st.cell_columns(rows), **settings)
+    else:
+        axis = st.arms_of(rows, axis)
+        rows, runs = st.arms_by_arguments(rows, load(study, "runs"), axis)
+        base = st.baseline_of(rows, axis, against)
+        what = f"{group} facts, {axis} against {base}"
+        table = planning.paired_plans(rows, runs, difference, axis=axis, against=base, group=group, **settings)
+    print(
+        f"Seeds needed to see a difference of {abs(difference):g} in the share kept ({what}; right by `{criterion}`, "
+        f"{form} questions)\nwith probability {chance:g}, by a paired t test over seeds at the 5 % level. sd_between: "
+        "of seeds, beyond what facts explain;\nsd_fact: of one fact. Columns `N facts`: seeds, with N facts in each."
+    )
+    print(table.to_string(index=False, na_rep="-", float_format=lambda x: f"{x:.3g}"))
+
+
+@app.command()
 def pretrain(
     facts: Annotated[
         list[str],

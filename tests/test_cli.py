@@ -408,3 +408,28 @@ def test_an_interrupted_run_says_how_to_go_on(place):
     assert "Traceback" not in err
     assert len(list((place / "results" / "edits").glob("*/complete.json"))) == 1
     assert not list((place / "results" / "runs").glob("*/complete.json"))
+
+
+def test_power_of_a_pilot(call, finished, tmp_path):
+    results = shutil.copytree(finished, tmp_path / "results")
+    code, out, _ = call("power", results / "small", "--difference", "0.2", "--facts", "10,400")
+    assert code == 0
+    assert "10 facts 400 facts" in out
+    assert "no run of the pilot has an edited and an intrinsic fact right at step 0" in out  # what identity left
+    seeds = next(line for line in out.splitlines() if line.split()[:2] == ["rome", "none"])
+    assert "one seed: how seeds differ is not known, taken as nothing" in seeds
+    code, out, _ = call("power", results / "small", "--difference", "0.2", "--axis", "mitigations")
+    assert code == 0
+    assert "edited facts, mitigations against none" in out
+    for arguments, said in (
+        (["small", "--difference", "20"], "difference: expected a share between 0 and 1, such as 0.1; got 20.0"),
+        (["small", "--difference", "0.1", "--power", "80"], "power: expected a probability between 0 and 1"),
+        (["small", "--difference", "0.1", "--facts", "few"], "--facts: expected numbers, such as 50,100; got 'few'"),
+        (["small", "--difference", "0.1", "--group", "edits"], "--group: expected edited or intrinsic; got 'edits'"),
+        (["small", "--difference", "0.1", "--form", "indirect"], "--form: unknown 'indirect'; this study asked"),
+        (["small", "--difference", "0.1", "--axis", "mitigation"], "did you mean 'mitigations'"),
+        (["smal", "--difference", "0.1"], "did you mean 'small'"),
+        ([".", "--difference", "0.1"], "give the folder of one study in it: small"),
+    ):
+        code, _, err = call("power", results / arguments[0], *arguments[1:])
+        assert (code, said in err) == (2, True), err

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar
 
 from retention.statistics.intervals import Estimate, mean_estimate, spread
 from retention.statistics.shares import Counts, cell_columns, codes, of_questions
@@ -35,7 +34,7 @@ class Comparison:
     less: int
     p_seeds: float | None  # sign-flip permutation of the runs' totals, two-sided; None with fewer than two runs
     p_t: float | None  # Student's t over the runs' totals, dual to the interval
-    p_facts: float | None  # McNemar, exact: these facts in these runs, runs taken as fixed
+    p_facts: float | None  # McNemar, mid-p: these facts in these runs, runs taken as fixed
     least_p: float | None  # the smallest p_seeds that so many runs can give
 
 
@@ -166,7 +165,7 @@ def compare_counts(arm: Counts, base: Counts) -> Comparison:
         less=less,
         p_seeds=sign_flip(totals) if runs > 1 else None,
         p_t=s.p_value(value, float(d.var() / n)) if tells else None,
-        p_facts=float(mcnemar([[0, more], [less, 0]], exact=True).pvalue) if more + less else 1.0,
+        p_facts=mcnemar(more, less),
         least_p=2.0 ** (1 - runs) if runs > 1 else None,
     )
 
@@ -187,6 +186,19 @@ def paired_means(arm: np.ndarray, against: np.ndarray) -> Comparison:
         p_facts=None,
         least_p=2.0 ** (1 - runs) if runs > 1 else None,
     )
+
+
+def mcnemar(more: int, less: int) -> float:
+    """Two-sided mid-p of McNemar's test (Fagerland, Lydersen and Laake 2013).
+
+    The exact test rejects 1 to 3 % where it says 5 %, since few pairs differ; half of the observed table's probability
+    off brings that near to 5 %, without going over it by more than a little.
+    """
+    n, least = more + less, min(more, less)
+    if n == 0:
+        return 1.0
+    p = 2 * float(stats.binom.cdf(least, n, 0.5)) - float(stats.binom.pmf(least, n, 0.5))
+    return min(p, 1.0)
 
 
 def sign_flip(d: np.ndarray, *, seed: int = 0) -> float:

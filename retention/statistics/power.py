@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from statsmodels.stats.power import TTestPower
 
-from retention.statistics.shares import Counts, counts
+from retention.statistics.paired import compare, context_columns, pair_runs, paired_questions
+from retention.statistics.shares import Counts, asked, counts
 from retention.types import UserError
 
 SEEDS = range(3, 201)
+FACTS = (10, 25, 50, 100, 200, 400)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needed:
-    """Seeds needed with a number of facts, for a power of `power` at the 5 % level (two-sided, paired over seeds)."""
+    """Seeds needed with a number of facts, for a power of `chance` at the 5 % level (two-sided, paired over seeds)."""
 
     facts: int  # a group and seed
     seeds: int | None  # None: more than SEEDS ends with
@@ -29,9 +32,9 @@ class Power:
 
     difference: float  # to be seen, in shares
     between: float  # variance of the difference between seeds, beyond what its facts explain
-    within: float  # variance that one fact a group adds: divided by facts and seeds
+    within: float  # variance that one fact (of each group, or in both arms) adds: divided by facts and seeds
     pilot_seeds: int
-    pilot_facts: float  # a group and seed, harmonic mean
+    pilot_facts: float  # a seed, harmonic mean; of two groups the fewer
     needed: tuple[Needed, ...]
     state: str
 
@@ -42,51 +45,163 @@ def power(
     *,
     criterion: str = "all_correct",
     form: str = "direct",
-    facts: tuple[int, ...] = (10, 25, 50, 100, 200, 400),
+    facts: Sequence[int] = FACTS,
     chance: float = 0.8,
 ) -> Power:
     """Seeds needed to see `difference` (share of edited minus share of intrinsic facts kept), by number of facts.
 
-    rows: one cell of the pilot (runs that differ in their seeds alone). Over seeds the difference varies by between +
-    within / facts: within is binomial, between what is left of the spread over seeds, but at least zero. The test is a
-    paired t over seeds. A pilot of one seed tells no `between`; then it is taken as zero, which `state` says. Raises
-    UserError for a difference outside (0, 1], or a pilot without a fact of both groups.
+    rows: one cell of the pilot (runs that differ in their seeds alone). Raises UserError for a difference outside
+    (0, 1], a power outside (0, 1), or a pilot without a fact of both groups.
     """
-    if not 0 < abs(difference) <= 1:
-        raise UserError(f"difference: expected a share between 0 and 1, such as 0.1; got {difference}")
     edited, intrinsic = (counts(rows, group, None, criterion, form=form) for group in ("edited", "intrinsic"))
     seeds = np.flatnonzero((edited.possible > 0) & (intrinsic.possible > 0))
     if len(seeds) == 0:
         raise UserError("power: no run of the pilot has an edited and an intrinsic fact right at step 0")
     n = np.stack([c.possible[seeds] for c in (edited, intrinsic)])
     p = np.stack([c.kept[seeds] for c in (edited, intrinsic)]) / n
-    within = float(np.mean([_binomial(c) for c in (edited, intrinsic)])) * 2  # sum over both groups
-    expected = float((_binomial(edited) / n[0] + _binomial(intrinsic) / n[1]).mean())
-    state = "ok"
-    if len(seeds) == 1:
-        between, state = 0.0, "one seed: how seeds differ is not known and taken as nothing; the least that is needed"
+    one = [_binomial(c) for c in (edited, intrinsic)]
+    return _planned(p[0] - p[1], one[0] / n[0] + one[1] / n[1], sum(one), n.min(axis=0), difference, facts, chance)
+
+
+def paired_power(
+    paired: pd.DataFrame, difference: float, *, facts: Sequence[int] = FACTS, chance: float = 0.8
+) -> Power:
+    """The same for an arm minus its baseline, of the facts right at step 0 in both.
+
+    paired: as `paired_questions`, of one arm and context.
+    """
+    found = paired[paired["start"] & paired["start_base"]]
+    if found.empty:
+        raise UserError("power: no fact is right at step 0 in both arms")
+    d = (found["end"].astype(float) - found["end_base"].astype(float)).groupby([found["run_id"], found["fact_id"]])
+    of_runs = d.mean().groupby(level="run_id")
+    n = of_runs.size().to_numpy()
+    changed = compare(paired)
+    # A pair that differs one way and one the other way are added, as in the interval: no arm is certain.
+    more, less = ((k + 1) / (n.sum() + 2) for k in (changed.more, changed.less))
+    within = float(more + less - (more - less) ** 2)
+    return _planned(of_runs.mean().to_numpy(), within / n, within, n, difference, facts, chance)
+
+
+def _planned(
+    found: np.ndarray,
+    by_facts: np.ndarray,
+    within: float,
+    n: np.ndarray,
+    difference: float,
+    facts: Sequence[int],
+    chance: float,
+) -> Power:
+    """found, by_facts, n [seeds]: the pilot's differences, what facts alone add to their variance, facts.
+
+    Over seeds the difference varies by between + within / facts: between is what is left of the spread over seeds, but
+    at least zero. The test is a paired t over seeds. A pilot of one seed tells no `between`; then it is taken as zero,
+    which `state` says.
+    """
+    if not 0 < abs(difference) <= 1:
+        raise UserError(f"difference: expected a share between 0 and 1, such as 0.1; got {difference}")
+    if not 0 < chance < 1:
+        raise UserError(f"power: expected a probability between 0 and 1, such as 0.8; got {chance}")
+    if wrong := [count for count in facts if count < 1]:
+        raise UserError(f"facts: expected numbers of facts, such as 50; got {wrong[0]}")
+    between, state = 0.0, "ok"
+    if len(found) == 1:
+        state = "one seed: how seeds differ is not known, taken as nothing"
     else:
-        between = max(float(np.var(p[0] - p[1], ddof=1)) - expected, 0.0)
-        if len(seeds) < 5:
-            state = f"{len(seeds)} seeds: how seeds differ is known roughly"
+        between = max(float(np.var(found, ddof=1) - by_facts.mean()), 0.0)
+        if len(found) < 5:
+            state = f"{len(found)} seeds: how seeds differ is known roughly"
     needed = []
     for count in facts:
         sd = float(np.sqrt(between + within / count))
-        enough = (s for s in SEEDS if TTestPower().power(abs(difference) / sd, s, 0.05) >= chance)
-        found = next(enough, None)
-        needed.append(Needed(facts=count, seeds=found, standard_error=float(sd / np.sqrt(found)) if found else None))
+        # The tail of the true direction alone: the other one is less than 0.001, and scipy gives NaN for it at times.
+        seen = (TTestPower().power(abs(difference) / sd, s, 0.025, alternative="larger") for s in SEEDS)
+        enough = (s for s, p in zip(SEEDS, seen, strict=True) if p >= chance)
+        seeds = next(enough, None)
+        needed.append(Needed(facts=count, seeds=seeds, standard_error=sd / np.sqrt(seeds) if seeds else None))
     return Power(
-        difference=difference,
-        between=between,
-        within=within,
-        pilot_seeds=len(seeds),
-        pilot_facts=float(1 / np.mean(1 / n)),
-        needed=tuple(needed),
-        state=state,
-    )
+        difference=difference, between=between, within=within, pilot_seeds=len(found),
+        pilot_facts=float(1 / np.mean(1 / n)), needed=tuple(needed), state=state,
+    )  # fmt: skip
 
 
 def _binomial(c: Counts) -> float:
     """Variance of one fact, from the share shrunk by one half fact so that it is never zero."""
     p = (c.right.sum() + 0.5) / (len(c.right) + 1)
     return float(p * (1 - p))
+
+
+def plans(
+    rows: pd.DataFrame,
+    difference: float,
+    *,
+    columns: Sequence[str],
+    criterion: str = "all_correct",
+    form: str = "direct",
+    facts: Sequence[int] = FACTS,
+    chance: float = 0.8,
+) -> pd.DataFrame:
+    """One line for each cell of a pilot (by `columns`): edited minus intrinsic, as `power`."""
+    lines = []
+    for key, cell in rows.groupby(list(columns), observed=True, sort=True):
+        named = dict(zip(columns, map(str, key), strict=True))
+        try:
+            plan = power(cell, difference, criterion=criterion, form=form, facts=facts, chance=chance)
+        except UserError as error:
+            if not str(error).startswith("power: no"):
+                raise
+            lines.append(named | {"state": str(error).removeprefix("power: ")})
+        else:
+            lines.append(named | _line(plan))
+    return _table(lines, columns, "editor", facts)
+
+
+def paired_plans(
+    rows: pd.DataFrame,
+    runs: pd.DataFrame,
+    difference: float,
+    *,
+    axis: str,
+    against: str,
+    group: str = "edited",
+    criterion: str = "all_correct",
+    form: str = "direct",
+    facts: Sequence[int] = FACTS,
+    chance: float = 0.8,
+) -> pd.DataFrame:
+    """One line for each arm and context: the arm minus the baseline, of one group's facts, as `paired_power`."""
+    pairs, context = pair_runs(runs, rows, axis, against), context_columns(rows, axis)
+    if pairs.empty:
+        raise UserError(f"no run of another {axis} has a complete partner with {axis} {against!r} and the same seed")
+    questions = asked(rows, group, criterion, form=form)
+    columns, lines = [*context, axis], []
+    for key, part in pairs.groupby(columns, sort=True):
+        named = dict(zip(columns, map(str, key), strict=True))
+        try:
+            plan = paired_power(paired_questions(questions, part), difference, facts=facts, chance=chance)
+        except UserError as error:
+            if not str(error).startswith("power: no"):
+                raise
+            lines.append(named | {"state": str(error).removeprefix("power: ")})
+        else:
+            lines.append(named | _line(plan))
+    return _table(lines, columns, axis, facts)
+
+
+def _line(plan: Power) -> dict[str, object]:
+    return {
+        "pilot_seeds": plan.pilot_seeds,
+        "pilot_facts": plan.pilot_facts,
+        "sd_between": float(np.sqrt(plan.between)),
+        "sd_fact": float(np.sqrt(plan.within)),
+        **{f"{n.facts} facts": f"{n.seeds}" if n.seeds else f"over {SEEDS[-1]}" for n in plan.needed},
+        "state": plan.state,
+    }
+
+
+def _table(lines: list[dict[str, object]], columns: Sequence[str], always: str, facts: Sequence[int]) -> pd.DataFrame:
+    """Columns that tell the lines apart, the pilot's variances, and seeds needed by number of facts."""
+    found = pd.DataFrame(lines)
+    shown = [name for name in columns if name == always or found[name].nunique() > 1]
+    measured = ["pilot_seeds", "pilot_facts", "sd_between", "sd_fact", *(f"{count} facts" for count in facts)]
+    return found.reindex(columns=[*shown, *measured, "state"])

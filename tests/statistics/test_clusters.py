@@ -14,7 +14,7 @@ from statsmodels.stats.sandwich_covariance import cov_cluster_2groups
 from retention import statistics as st
 from retention.statistics.bootstrap import bootstrap
 from retention.statistics.intervals import spread
-from retention.statistics.paired import compare_counts, sign_flip
+from retention.statistics.paired import compare_counts, mcnemar, sign_flip
 
 
 def counts(right: np.ndarray, *, same: bool = False, name: str = "f") -> st.Counts:
@@ -80,7 +80,8 @@ def test_student_over_runs_is_what_an_arm_is_compared_by():
     assert found.p_t == pytest.approx(t.pvalue)
     more, less = int((arm & ~base).sum()), int((base & ~arm).sum())
     assert (found.more, found.less, found.runs) == (more, less, 5)
-    assert found.p_facts == pytest.approx(stats.binomtest(more, more + less).pvalue)
+    exact, observed = stats.binomtest(more, more + less).pvalue, stats.binom.pmf(more, more + less, 0.5)
+    assert found.p_facts == pytest.approx(exact - observed)  # mid-p
     assert found.least_p == 2 / 2**5
 
 
@@ -135,3 +136,14 @@ def test_task_gains_count_up_for_accuracy_and_down_for_loss():
     )
     assert st.task_gains(scores, "task_accuracy").to_dict() == {"a": pytest.approx((0.6 + 0.4) / 2)}
     assert st.task_gains(scores, "task_loss").to_dict() == {"b": 2.0}
+
+
+def test_mcnemars_mid_p_rejects_about_as_often_as_it_says():
+    assert mcnemar(3, 3) == pytest.approx(1.0)
+    assert mcnemar(0, 0) == 1.0
+    assert mcnemar(7, 1) == mcnemar(1, 7)
+    pairs = np.arange(41)
+    for differing in (10, 20, 40):  # of so many pairs that differ, each way is as likely
+        chance = stats.binom.pmf(pairs[: differing + 1], differing, 0.5)
+        rejected = [mcnemar(int(k), differing - int(k)) <= 0.05 for k in pairs[: differing + 1]]
+        assert 0.02 < chance[rejected].sum() < 0.06

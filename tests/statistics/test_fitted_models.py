@@ -11,7 +11,9 @@ from scipy import stats
 from retention.statistics import laws, matching, survival
 from retention.statistics.dose import dose_response
 from retention.statistics.fates import by_criteria, fates
-from retention.statistics.power import power
+from retention.statistics.paired import pair_runs, paired_questions
+from retention.statistics.power import paired_plans, power
+from retention.statistics.shares import asked
 from retention.types import UserError
 from tests.analysis.made_up import tables
 
@@ -213,16 +215,65 @@ def test_dose_response_is_a_slope():
 
 def test_power_grows_with_facts_and_difference():
     rows = tables(editors=("rome",), mitigations=("none",), seeds=(0, 1, 2, 3))["rows"]
-    seeds = [n.seeds for n in power(rows, 0.2, facts=(10, 50, 200)).needed]
+    seeds = [n.seeds or 999 for n in power(rows, 0.2, facts=(10, 50, 200, 1000, 5000, 50000)).needed]
     assert seeds == sorted(seeds, reverse=True)
     near = power(rows, 0.1, facts=(50,)).needed[0].seeds
     far = power(rows, 0.3, facts=(50,)).needed[0].seeds
     assert near is not None
     assert far is not None
     assert near > far
-    one = power(rows[rows["seed"] == 0], 0.2, facts=(50,))
+    one = power(rows[rows["seed"] == 0], 0.2, facts=(10, 100, 400, 1000))
     assert one.state.startswith("one seed")
+    assert [n.seeds for n in one.needed][-2:] == [3, 3]
     with pytest.raises(UserError, match=r"between 0 and 1, such as 0.1; got 10"):
         power(rows, 10)
+    with pytest.raises(UserError, match=r"probability between 0 and 1, such as 0.8; got 80"):
+        power(rows, 0.1, chance=80)
+    with pytest.raises(UserError, match=r"numbers of facts, such as 50; got 0"):
+        power(rows, 0.1, facts=(0,))
     with pytest.raises(UserError, match="no run of the pilot has an edited and an intrinsic fact"):
         power(rows[rows["group"] == "edited"], 0.1)
+
+
+def study(rng: np.random.Generator, seeds: int, facts: int, apart: float) -> np.ndarray:
+    """[2, seeds, facts] kept or not: edited and intrinsic facts `apart`, around 0.7; seeds +-0.08 in either."""
+    own = 0.7 + 0.08 * rng.standard_normal((2, seeds, 1)) + apart * np.array([0.5, -0.5])[:, None, None]
+    return rng.random((2, seeds, facts)) < own
+
+
+def test_so_many_seeds_see_the_difference_as_often_as_promised():
+    rng = np.random.default_rng(8)
+    kept, parts = study(rng, 1500, 40, 0.0), []
+    for group, right in zip(("edited", "intrinsic"), kept, strict=True):
+        names = {"run_id": np.repeat(np.arange(1500), 40).astype(str), "group": group, "form": "direct"}
+        names |= {"fact_id": np.arange(60000).astype(str), "question_id": np.arange(60000).astype(str)}
+        parts.append(pd.DataFrame(names | {"step": 0, "all_correct": True}))
+        parts.append(pd.DataFrame(names | {"step": 9, "all_correct": right.ravel()}))
+    plan = power(pd.concat(parts), 0.1, facts=(40,))
+    assert np.sqrt(plan.between) == pytest.approx(0.08 * np.sqrt(2), rel=0.2)
+    assert plan.within == pytest.approx(2 * 0.21, rel=0.05)
+    seeds = plan.needed[0].seeds
+    assert seeds is not None
+    assert 10 < seeds < 30
+    made = [study(rng, seeds, 40, 0.1).mean(axis=2) for _ in range(1000)]
+    seen = np.mean([stats.ttest_rel(edited, intrinsic).pvalue < 0.05 for edited, intrinsic in made])
+    assert 0.76 < seen < 0.86  # 0.80 was promised; seeds are whole
+
+
+def test_seeds_for_a_remedy():
+    made = tables(editors=("rome",), mitigations=("none", "freeze"), seeds=range(5))
+    table = paired_plans(made["rows"], made["runs"], 0.1, axis="mitigations", against="none", facts=(12, 100))
+    assert list(table["mitigations"]) == ["freeze"]
+    line = table.iloc[0]
+    assert (line["pilot_seeds"], line["state"]) == (5, "ok")
+    assert int(line["100 facts"]) <= int(line["12 facts"])
+    pairs = pair_runs(made["runs"], made["rows"], "mitigations", "none")
+    paired = paired_questions(asked(made["rows"], "edited", "all_correct"), pairs)
+    both = paired[paired["start"] & paired["start_base"]]
+    d = (both["end"].astype(float) - both["end_base"].astype(float)).groupby(both["run_id"])
+    assert line["sd_between"] ** 2 == pytest.approx(
+        max(d.mean().var() - line["sd_fact"] ** 2 * (1 / d.size()).mean(), 0), abs=1e-9
+    )
+    nothing = tables(editors=("rome",), mitigations=("none", "freeze"), seeds=(0, 1), right_at_0=0.0)
+    table = paired_plans(nothing["rows"], nothing["runs"], 0.1, axis="mitigations", against="none")
+    assert list(table["state"]) == ["no fact is right at step 0 in both arms"]
