@@ -3,8 +3,10 @@
     python analysis/dose_response.py results/STUDY [--dose tune.steps] [--criterion all_correct] [--out FOLDER]
 
 A dose is an axis of the grid with numbers (tune.steps, tune.trainer.learning_rate, facts.edited ...), `tokens_seen` at
-the end of the fine-tune, or a number in the names of parts (`n` of `paraphrase(n=3)`). Points are runs, lines least
-squares over runs. Writes the points (dose_points.csv), PNG, PDF and the table of slopes (CSV, Markdown, LaTeX).
+the end of the fine-tune, `update_norm` of the edit (Frobenius), or a number in the names of parts (`n` of
+`paraphrase(n=3)`). Points are runs, lines least squares over runs. The line "edited - intrinsic" tests whether edits
+respond more strongly, as the elasticity claim of arXiv 2507.14198 has it. Writes the points (dose_points.csv), PNG, PDF
+and the table of slopes (CSV, Markdown, LaTeX).
 """
 
 from __future__ import annotations
@@ -22,41 +24,78 @@ from opened import GROUPS, Opened, drawn_from, parser, right_by, script
 
 from retention import statistics as st
 from retention.statistics.dose import dose_response
+from retention.store import Store
 from retention.types import UserError
 
-INNER = re.compile(r"[(,]\s*([\w.]+)=([-+0-9.eE]+)(?=[,)])")  # settings within a part's name
+INNER = re.compile(r"[(,]\s*([\w.]+)=([-+0-9.eE]+)(?=[,)]|$)")  # settings within a part's name
+OF_RUNS = ("tokens_seen", "update_norm")  # doses that runs of one cell may differ in
+APART = "edited - intrinsic"
 
 
-def doses(study: Opened) -> dict[str, dict[int, float]]:
-    """Every dose of the study that has two values or more: name -> cell's number -> value."""
-    found: dict[str, dict[int, float]] = {}
-    for i, cell in enumerate(study.cells):
+def of_runs(study: Opened) -> dict[str, pd.Series]:
+    """OF_RUNS: run_id -> tokens trained on by its end, and the norm of its edit where there is one."""
+    ends = study.rows.groupby("run_id", observed=True)["tokens_seen"].max().astype(float)
+    edits = study.rows.drop_duplicates("run_id").set_index("run_id")["edit_id"].astype(str)
+    norms = {edit: update_norm(study.results, edit) for edit in edits.unique()}
+    return {"tokens_seen": ends, "update_norm": edits.map(norms).dropna().astype(float)}
+
+
+def update_norm(results: Path, edit_id: str) -> float | None:
+    return Store(results.absolute().parent).settings("edits", edit_id).get("update_norm") or None  # identity: 0
+
+
+def doses(study: Opened) -> dict[str, pd.Series]:
+    """Every dose of the study that has two values or more: name -> run_id -> value."""
+    found: dict[str, dict[str, float]] = {}
+    for cell in study.cells:
         for name in study.varied:
             try:
-                found.setdefault(name, {})[i] = float(cell.named[name])
+                there = {name: float(cell.named[name])}
             except ValueError:
-                for key, value in INNER.findall(cell.named[name]):
-                    found.setdefault(key, {})[i] = float(value)
-        found.setdefault("tokens_seen", {})[i] = float(cell.rows["tokens_seen"].max())
-    return {name: values for name, values in found.items() if len(set(values.values())) > 1}
+                there = {key: float(value) for key, value in INNER.findall(cell.named[name])}
+            for key, value in there.items():
+                found.setdefault(key, {}).update(dict.fromkeys(cell.runs, value))
+    all_ = {name: pd.Series(values) for name, values in found.items()} | of_runs(study)
+    return {name: values for name, values in all_.items() if values.nunique() > 1}
 
 
-def points(study: Opened, values: dict[int, float], name: str) -> pd.DataFrame:
+def points(study: Opened, values: pd.Series, name: str) -> pd.DataFrame:
     """One line a run and group: panel, dose, kept (share), n."""
     lines = []
-    for i, dose in values.items():
-        cell = study.cells[i]
-        by_hand = {k: INNER.sub(lambda m: m[0][0] if m[1] == name else m[0], v) for k, v in cell.named.items()}
-        rest = [re.sub(r"\(\s*[,)]\)?", "", by_hand[k]) for k in study.varied if k != name]
+    for cell in study.cells:
+        # What the dose is a part of is named without it: paraphrase(n=3) is a point of the panel `paraphrase`.
+        bare = {k: INNER.sub(lambda m: m[0][0] if m[1] == name else m[0], v) for k, v in cell.named.items()}
+        rest = [re.sub(r"\(\s*[,)]\)?|,$", "", bare[k]) for k in study.varied if k != name]
+        panel = cell.named["editor"] if name in OF_RUNS else " · ".join(rest)
+        panel = "all editors" if name == "update_norm" else panel
         for group in GROUPS:
             c = st.counts(cell.rows, group, None, study.criterion, form=study.form)
-            ends = cell.rows.groupby("run_id", observed=True)["tokens_seen"].max()
             for run, kept, n in zip(c.runs, c.kept, c.possible, strict=True):
-                own = float(ends[run]) if name == "tokens_seen" else dose
-                panel = cell.named["editor"] if name == "tokens_seen" else " · ".join(rest)
-                if n:
-                    lines.append({"panel": panel, "group": group, "run_id": run, "dose": own, "kept": kept / n, "n": n})
+                if n and run in values:
+                    lines.append(
+                        {"panel": panel, "group": group, "run_id": run, "dose": values[run], "kept": kept / n, "n": n}
+                    )
     return pd.DataFrame(lines, columns=["panel", "group", "run_id", "dose", "kept", "n"])
+
+
+def slopes(part: pd.DataFrame) -> list[dict[str, object]]:
+    """Lines of the table for one panel: each group's slope, and that of the difference run by run."""
+    by_group = {group: part[part["group"] == group].set_index("run_id")[["dose", "kept"]] for group in GROUPS}
+    both = by_group["edited"].join(by_group["intrinsic"]["kept"].rename("other"), how="inner")
+    by_group[APART] = both.assign(kept=both["kept"] - both["other"])
+    lines: list[dict[str, object]] = []
+    for group, some in by_group.items():
+        line: dict[str, object] = {"group": group, "runs": len(some)}
+        if some.empty:
+            none = "no fact right at step 0" if group != APART else "no run has both"
+            lines.append(line | {"doses": 0, "state": none})
+            continue
+        fit = dose_response(some["dose"].to_numpy(), some["kept"].to_numpy())
+        lines.append(
+            line | {"doses": fit.levels, "per": fit.per} | tables.parts("slope", fit.slope)
+            | {"p": fit.slope.p if fit.slope else None, "rank": fit.rank, "state": fit.state}
+        )  # fmt: skip
+    return lines
 
 
 def draw_panel(axes: Axes, part: pd.DataFrame, fits: pd.DataFrame) -> None:
@@ -74,13 +113,16 @@ def draw_panel(axes: Axes, part: pd.DataFrame, fits: pd.DataFrame) -> None:
             axes.plot(x, some["kept"].mean() + fit["slope"] * (at - mean), color=look["color"], ls=look["linestyle"])
     if (fits["per"].dropna() == "doubling").all() and fits["per"].notna().any():
         axes.set_xscale("log")
+        ticks = style.round_numbers(part["dose"].min(), part["dose"].max())
+        axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axes.minorticks_off()
     axes.set_ylim(-0.03, 1.03)
     axes.legend(loc="lower left", fontsize=6)
 
 
 def compute(study: Opened, dose: str | None = None) -> None:
     there = doses(study)
-    names = [name for name in there if name != "tokens_seen"] + [name for name in there if name == "tokens_seen"]
+    names = sorted(there, key=lambda name: name in OF_RUNS)
     if not names:
         raise UserError("no setting with numbers varies between the complete runs of this study: no dose to respond to")
     name = dose or names[0]
@@ -89,19 +131,8 @@ def compute(study: Opened, dose: str | None = None) -> None:
     found = points(study, there[name], name)
     if found.empty:
         raise UserError("no fact is right at step 0 in any run: nothing can be kept")
-    lines = []
-    for panel, part in found.groupby("panel", sort=True):
-        for group in GROUPS:
-            some = part[part["group"] == group]
-            line = {"panel": panel, "group": group, "runs": len(some)}
-            if some.empty:
-                lines.append(line | {"doses": 0, "state": "no fact right at step 0"})
-                continue
-            fit = dose_response(some["dose"].to_numpy(), some["kept"].to_numpy())
-            lines.append(
-                line | {"doses": fit.levels, "per": fit.per} | tables.parts("slope", fit.slope)
-                | {"p": fit.slope.p if fit.slope else None, "rank": fit.rank, "state": fit.state}
-            )  # fmt: skip
+    parts = found.groupby("panel", sort=True)
+    lines = [{"panel": panel} | line for panel, part in parts for line in slopes(part)]
     table = pd.DataFrame(lines)
     for column in ("per", "slope", "slope_low", "slope_high", "slope_n", "p", "rank"):
         table[column] = table.get(column)
@@ -142,7 +173,8 @@ def draw(source: Path, out: Path) -> None:
     note = (
         f"{right_by(table)} Change of the share kept (of the facts right at step 0) with {name}, for each doubling "
         "where the doses span a factor of four, else for each unit. Least squares over runs, HC3 errors, Student's "
-        "quantile. q: Benjamini and Hochberg's, over all lines."
+        f"quantile, runs as independent. {APART}: of the difference, run by run; below zero, edits lose more. q: "
+        "Benjamini and Hochberg's, over all lines."
     )
     tables.show(out, "dose_response", shown, note)
 

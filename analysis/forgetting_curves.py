@@ -23,14 +23,14 @@ NAME = "forgetting_curves"
 
 
 def compute(study: Opened) -> None:
-    """One line for each cell, group and step from 0 on; no value where no fact was right at step 0."""
+    """One line for each cell, group and step from 0 on; state says why there is no value."""
     lines = []
     for cell, group, rows in study.each():
         for step in sorted(int(step) for step in rows["step"].unique() if step >= 0):
             kept = st.share(st.counts(rows, group, step, study.criterion, form=study.form))
             lines.append(
                 study.named(cell) | {"group": group, "step": step, "runs": len(cell.runs)}
-                | tables.parts("kept", kept) | study.how
+                | tables.parts("kept", kept) | {"state": "ok" if kept else "none right at step 0"} | study.how
             )  # fmt: skip
     tables.keep(study.out, NAME, pd.DataFrame(lines))
 

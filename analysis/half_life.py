@@ -86,7 +86,9 @@ def draw(source: Path, out: Path) -> None:
             image = heat(grid[i][j], part, editors, across, axis, norm)
             grid[i][j].set_title(style.wrap(" · ".join([f"{group} facts", *([rest] if rest else [])]), 40))
     if len(known):
-        drawn.colorbar(image, ax=grid, label="half-life, steps")
+        bar = drawn.colorbar(image, ax=grid, label="half-life, steps")
+        bar.set_ticks(plain := style.round_numbers(norm.vmin, norm.vmax), labels=[f"{t:g}" for t in plain])
+        bar.minorticks_off()
     for path in style.save(drawn, out, "half_life"):
         print(f"figure: {path}")
     plt.close(drawn)

@@ -191,7 +191,7 @@ def figure(found: pd.DataFrame, seeds: pd.DataFrame | None, axis: str):
         len(panels), 1, figsize=(max(0.9 + 0.45 * len(arms), 3.3), 0.8 + 1.5 * len(panels)), squeeze=False, sharex=True,
         sharey=True, layout="constrained",
     )  # fmt: skip
-    wide = int(17 * drawn.get_figwidth())  # letters of a title
+    wide = int(14 * drawn.get_figwidth())  # letters of a title
     for axes, (key, part) in zip(grid[:, 0], panels, strict=True):
         own = None
         if seeds is not None:

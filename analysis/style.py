@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import textwrap
@@ -53,6 +54,13 @@ GROUP: dict[str, dict[str, Any]] = {
 def wrap(text: str, width: int = 26) -> str:
     """A long label on several lines."""
     return "\n".join(textwrap.wrap(text, width)) or text
+
+
+def round_numbers(low: float, high: float) -> list[float]:
+    """1, 2, 5, 10 ... between two positive numbers, for a logarithmic axis; where fewer than two lie there, the ends."""
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found = [m * 10.0**e for e in exponents for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    return found if len(found) > 1 else [float(f"{low:.2g}"), float(f"{high:.2g}")]
 
 
 def steps(axes: Axes, last: int) -> None:

@@ -104,7 +104,7 @@ def panel(axes: Axes, part: pd.DataFrame, measure: str) -> None:
         axes.errorbar(own[measure], own["kept"], yerr=bars, xerr=across, elinewidth=0.6, label=label, **look)
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel(MEASURES[measure])
-    axes.legend(loc="lower left", fontsize=6)
+    axes.legend(loc="best", fontsize=6)
 
 
 def draw(source: Path, out: Path) -> None:

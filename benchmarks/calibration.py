@@ -240,9 +240,9 @@ def crossed(rng: np.random.Generator, runs: int, times: int) -> Iterator[Line]:
 
 def singles(rng: np.random.Generator, runs: int, times: int) -> Iterator[Line]:
     """Regime single: a run for each of 50 edits, beside the same 100 intrinsic facts in all runs."""
-    if runs == 1:
+    if runs != RUNS[-1]:
         return
-    runs, times, hits, rejected = EDITED, times // 2, 0, 0
+    runs, hits, rejected = EDITED, 0, 0
     for _ in range(times):
         run, strength = 0.25 * rng.standard_normal((runs, 1)), rng.standard_normal((1, INTRINSIC))
         edited = rng.random((runs, 1)) < expit(logit(0.8) + run + rng.standard_normal((runs, 1)))

@@ -44,6 +44,8 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]
         import matplotlib.pyplot as plt
         import style
 
+        if name == "dose_response":
+            monkeypatch.setattr(module, "update_norm", lambda _, edit: 1.0 + len(edit))
         if name != "pareto":
             monkeypatch.setattr(style, "save", lambda *_: [])
         monkeypatch.setattr(sys, "argv", [name, str(tmp_path / "study"), "--out", str(tmp_path), *arguments])
@@ -133,7 +135,29 @@ def test_dose_response(call):
     doses = {"none": 10, "freeze": 20, "replay(rate=0.1)": 80}
     out = call("dose_response", tables(editors=("rome",), axis=doses), "--dose", "tune.steps")
     table = pd.read_csv(out / "dose_response.csv")
-    assert len(table) == 6  # a panel for each mitigation, which goes with the dose here
+    assert len(table) == 9  # a panel for each mitigation, which goes with the dose here
+    made = tables(editors=("rome", "memit"), mitigations=("none", "paraphrase(n=3)", "paraphrase(n=9)"), seeds=range(4))
+    table = pd.read_csv(call("dose_response", made, "--dose", "n") / "dose_response.csv").set_index(["panel", "group"])
+    assert set(table.index) == {
+        (f"{editor} · paraphrase", group)
+        for editor in ("rome", "memit")
+        for group in ("edited", "intrinsic", "edited - intrinsic")
+    }
+    of = {group: table.loc[("rome · paraphrase", group)] for group in ("edited", "intrinsic", "edited - intrinsic")}
+    assert of["edited - intrinsic"]["slope"] == pytest.approx(
+        of["edited"]["slope"] - of["intrinsic"]["slope"], abs=1e-5
+    )
+    assert (of["edited"]["runs"], of["edited"]["per"]) == (8, "unit")
+    cell = made["rows"][(made["rows"]["editor"] == "rome") & (made["rows"]["group"] == "edited")]
+    kept = [
+        st.share(st.counts(cell[cell["mitigations"] == f"paraphrase(n={n})"], "edited", None, "all_correct"))
+        for n in (3, 9)
+    ]
+    assert of["edited"]["slope"] > 0
+    assert kept[1].value > kept[0].value
+    table = pd.read_csv(call("dose_response", made, "--dose", "update_norm") / "dose_response.csv")
+    assert list(table["panel"].unique()) == ["all editors"]
+    assert list(table["runs"]) == [24, 24, 24]
     with pytest.raises(UserError, match="no setting with numbers varies"):
         call("dose_response", tables(editors=("rome",), mitigations=("none",)))
     with pytest.raises(UserError, match="expected one of tune\\.steps"):
