@@ -57,7 +57,7 @@ def wrap(text: str, width: int = 26) -> str:
 
 
 def round_numbers(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10 ... between two positive numbers, for a logarithmic axis; where fewer than two lie there, the ends."""
+    """1, 2, 5, 10 ... between two positive numbers, for a logarithmic axis; the ends where fewer than two lie there."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found = [m * 10.0**e for e in exponents for m in (1, 2, 5) if low <= m * 10.0**e <= high]
     return found if len(found) > 1 else [float(f"{low:.2g}"), float(f"{high:.2g}")]

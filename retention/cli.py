@@ -265,8 +265,9 @@ def power(
 ) -> None:
     """Tell how many seeds a study needs to see a difference of retention, by its number of facts, from a pilot."""
     from retention import statistics as st
+    from retention.reading import load
     from retention.statistics import power as planning
-    from retention.store import Store, load
+    from retention.store import Store
 
     if (study / "store.json").is_file():
         raise UserError(f"{study}: give the folder of one study in it: {', '.join(Store(study).studies())}")

@@ -142,7 +142,7 @@ def plans(
     chance: float = 0.8,
 ) -> pd.DataFrame:
     """One line for each cell of a pilot (by `columns`): edited minus intrinsic, as `power`."""
-    lines = []
+    lines: list[dict[str, object]] = []
     for key, cell in rows.groupby(list(columns), observed=True, sort=True):
         named = dict(zip(columns, map(str, key), strict=True))
         try:
@@ -150,9 +150,9 @@ def plans(
         except UserError as error:
             if not str(error).startswith("power: no"):
                 raise
-            lines.append(named | {"state": str(error).removeprefix("power: ")})
+            lines.append({**named, "state": str(error).removeprefix("power: ")})
         else:
-            lines.append(named | _line(plan))
+            lines.append({**named, **_line(plan)})
     return _table(lines, columns, "editor", facts)
 
 
@@ -174,7 +174,8 @@ def paired_plans(
     if pairs.empty:
         raise UserError(f"no run of another {axis} has a complete partner with {axis} {against!r} and the same seed")
     questions = asked(rows, group, criterion, form=form)
-    columns, lines = [*context, axis], []
+    columns = [*context, axis]
+    lines: list[dict[str, object]] = []
     for key, part in pairs.groupby(columns, sort=True):
         named = dict(zip(columns, map(str, key), strict=True))
         try:
@@ -182,9 +183,9 @@ def paired_plans(
         except UserError as error:
             if not str(error).startswith("power: no"):
                 raise
-            lines.append(named | {"state": str(error).removeprefix("power: ")})
+            lines.append({**named, "state": str(error).removeprefix("power: ")})
         else:
-            lines.append(named | _line(plan))
+            lines.append({**named, **_line(plan)})
     return _table(lines, columns, axis, facts)
 
 
