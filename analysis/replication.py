@@ -64,9 +64,9 @@ def rouge1(said: str, before: str) -> float:
     return 2 * common / (sum(a.values()) + sum(b.values()))
 
 
-def locality(cell: pd.DataFrame, step: int) -> float | None:
-    """Mean ROUGE-1 of what is said about neighbors at a step against what the base model said; None without answers."""
-    near = cell[(cell["group"] == "neighbor") & (cell["form"] == "direct")].dropna(subset="generated")
+def locality(cell: pd.DataFrame, step: int, group: str = "neighbor") -> float | None:
+    """Mean ROUGE-1 of what is said about a group at a step against what the base model said; None without answers."""
+    near = cell[(cell["group"] == group) & (cell["form"] == "direct")].dropna(subset="generated")
     at = {s: near[near["step"] == s].set_index(["run_id", "question_id"])["generated"] for s in (-1, step)}
     both = pd.concat([at[-1].rename("before"), at[step].rename("after")], axis=1, join="inner")
     return None if both.empty else float(sum(map(rouge1, both["after"], both["before"])) / len(both))
@@ -95,11 +95,11 @@ def line(cell: pd.DataFrame, paper: str) -> dict[str, object]:
         kept = estimates["edited kept"]
         out["edit flip ratio"] = "none" if kept is None else f"{1 - kept.value:.2f}"
     if paper == "ge2024":
-        for step in (0, end):
-            value = locality(cell, step)
-            out[f"locality (ROUGE-1) at {'0' if step == 0 else 'the end'}"] = (
-                "none" if value is None else f"{value:.2f}"
-            )
+        for group in ("neighbor", "intrinsic"):  # an injected fact has no old object, and so no neighbors
+            for step in (0, end):
+                value = locality(cell, step, group)
+                at = "0" if step == 0 else "the end"
+                out[f"locality (ROUGE-1), {group}, at {at}"] = "none" if value is None else f"{value:.2f}"
         hops = st.share(st.counts(cell, "two_hop", 0, "all_correct", given=None))
         out["two-hop at 0"] = "none" if hops is None else f"{hops.value:.2f} ({hops.n})"
     return out

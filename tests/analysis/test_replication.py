@@ -39,6 +39,8 @@ def test_locality(script):
     )
     assert script.locality(rows, 5) == pytest.approx((1 + 0.5) / 2)
     assert script.locality(rows, 9) is None
+    assert script.locality(rows.assign(group="intrinsic"), 5, "intrinsic") == pytest.approx((1 + 0.5) / 2)
+    assert script.locality(rows, 5, "intrinsic") is None
 
 
 @pytest.mark.parametrize("paper", ["wen2025", "cheng2025", "ge2024"])
