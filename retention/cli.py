@@ -300,6 +300,22 @@ def power(
 
 
 @app.command()
+def compact(
+    results: Annotated[Path, typer.Argument(help="the results folder; it is only read")],
+    out: Annotated[Path, typer.Option("--out", help="the new folder; it appears once all is in it")],
+) -> None:
+    """Copy a results folder into one with fewer files, which is read faster: equal rows, and studies go on in it."""
+    from retention.engines import compact as engine
+    from retention.store import Store
+
+    report = engine.compact(Store(results), out)
+    for path in report.left:
+        print(f"left out, not complete: {path}")
+    print(f"{report.files} files became {report.compact}")
+    print(f"results: {out}")
+
+
+@app.command()
 def pretrain(
     facts: Annotated[
         list[str],

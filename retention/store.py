@@ -4,6 +4,7 @@
     results/bases/<base_id>/            facts.parquet  questions.parquet  probes--00001.parquet
     results/edits/<edit_id>/            delta.safetensors  edits.parquet  probes-000000.parquet
     results/runs/<run_id>/              probes-000100.parquet ...  scores.parquet  training.parquet
+                                        (probes-000001-000100.parquet once `retention compact` has put them together)
       each with settings (base.json, edit.json, run.json) and, written last, complete.json with every file's checksum
     results/<study>/                    study.yaml  runs.parquet
     results/failed/<kind>/<id>.json     stages that failed, with the traceback
@@ -359,10 +360,10 @@ def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema | None = None)
     return pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows], schema=schema)
 
 
-def write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table, *, row_group_size: int | None = None) -> None:
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"retention_schema": str(SCHEMA).encode()})
     with _appearing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", row_group_size=row_group_size)
 
 
 def write_json(path: Path, value: Any) -> None:

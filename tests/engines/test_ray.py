@@ -1,9 +1,11 @@
-"""Stages as Ray tasks: same artefacts, each stage once, workers that die are replaced."""
+"""Stages as Ray tasks: same artefacts, each stage once, workers and nodes that die are replaced."""
 
 from __future__ import annotations
 
 import gc
 import os
+import threading
+import time
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -85,6 +87,39 @@ def test_a_worker_that_is_killed_is_replaced_and_a_stage_that_fails_blocks_what_
     (place / "r" / "failed" / "edits").rename(place / "was")
     go(place)
     assert files(place / "r") == alone(place)
+
+
+@pytest.mark.long
+def test_a_node_that_is_removed(place, monkeypatch):
+    """Two nodes; one goes in the middle. What ran there is computed once more, and nothing else is."""
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()  # of the other tests' cluster
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (place / "cache" / "seconds").write_text("1.0")
+    small = {"num_cpus": 1, "object_store_memory": 100 << 20}
+    nodes = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+    second = nodes.add_node(**small)
+    deadline = time.monotonic() + 120
+    removed = threading.Event()
+
+    def remove() -> None:
+        while sum(begun(place).values()) < 4 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        nodes.remove_node(second, allow_graceful=False)
+        removed.set()
+
+    try:
+        ray.init(address=nodes.address, log_to_driver=False)
+        threading.Thread(target=remove, daemon=True).start()
+        go(place)
+        assert removed.is_set()
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+    assert files(place / "r") == alone(place)
+    again = {stage: n for stage, n in begun(place).items() if n > 1}
+    assert list(again.values()) in ([], [2]), again
 
 
 @pytest.mark.long
