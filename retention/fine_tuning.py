@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from retention import ranks
 from retention import tune as tuning
 from retention.adapters import merged
 from retention.data import rows_of, same
@@ -27,6 +28,7 @@ from retention.edit_keys import edit_keys
 from retention.facts.draw import Draw
 from retention.ids import base_id, edit_id, model_id, names, run_id
 from retention.interrupts import held_back
+from retention.launch import launched, start
 from retention.mitigations import Mitigation, Scene, mixed_rows
 from retention.models import Loaded, anatomy
 from retention.probes import Prepared, Score, read_all
@@ -52,6 +54,8 @@ def tune(run: Run, bench: Bench) -> None:
     Where training does not fit into memory it begins again with micro-batches of half the size, until it fits; the
     batch that a step takes stays as it is. Raises UserError where that is not possible.
     """
+    if run.settings.launch is not None and run.settings.launch.count > 1:
+        return _together(run, bench)
     split, lack = 1, ""
     while not bench.store.complete("runs", run_id(run)):
         try:
@@ -68,6 +72,21 @@ def tune(run: Run, bench: Bench) -> None:
             )
         split = finer
         bench.report(f"out of memory; again with each batch in {split} parts: {run.label}", 0, 1)
+
+
+def _together(run: Run, bench: Bench) -> None:
+    """By several processes: start them, or be one of them. No batch is cut for lack of memory: all would have to."""
+    if not bench.store.complete("runs", run_id(run)) and not launched():
+        start(run, bench)
+        assert bench.store.complete("runs", run_id(run)), "rank 0 has the same settings: it publishes by the same key"
+    elif launched():
+        try:
+            _tune(run, bench, 1)
+        except tuning.OutOfMemory as error:
+            raise UserError(
+                f"tune: out of memory on rank {ranks.rank()} ({error}); use a smaller per_device_train_batch_size with "
+                "more gradient_accumulation_steps, activation_checkpointing: true, or more processes"
+            ) from None
 
 
 def _parts(run: Run, split: int) -> list[int]:
@@ -151,6 +170,7 @@ def _tune(run: Run, bench: Bench, split: int) -> None:
         drop_if_empty(folder / "trainer")
         resume.over()
         record: dict[str, Any] = {"run_id": key, "edit_id": edit_id(run), "base_id": base_id(run)}
+        record |= {"processes": ranks.size()} if ranks.size() > 1 else {}
         record |= {"cell": dict(run.cell), "settings": run.dump(), "rows": sources}
         record |= {"training": [{k: v for k, v in asdict(result).items() if k != "log"} for result in results]}
         write_json(folder / "run.json", finite(record) | where())
@@ -252,7 +272,9 @@ def _once(
     s = run.settings
     objective: Objective = t.objective or s.objective
     on_rows: list[Mitigation] = [m for m in s.mitigations if m.acts_on == "rows"]
-    scene = replace(scene, rows_needed=rows_needed(objective, t.trainer, t.steps), heldout=task.heldout)
+    needed = rows_needed(objective, t.trainer, t.steps)
+    needed = None if needed is None else needed * ranks.size()
+    scene = replace(scene, rows_needed=needed, heldout=task.heldout)
 
     def hold(wrapped: Any) -> tuning.Held:
         frozen = {n for m in s.mitigations for n in m.frozen(wrapped, scene.anatomy, scene.delta)}
@@ -288,7 +310,7 @@ def _once(
         in_order=bool(on_rows),
         merge=merge,
         progress=lambda done, total: bench.report(f"fine-tuning{which} {run.label}", done, total),
-        resume=resume,
+        resume=resume if ranks.size() == 1 else None,
         split=split,
     )
 

@@ -144,6 +144,7 @@ def run_id(run: Run) -> str:
             "relearn": None if s.relearn is None else [s.relearn.model_dump(mode="json"), dict(Sft.defaults)],
             "seed": s.seed,
             "versions": versions("trl", "accelerate", "datasets"),
+            **({} if s.launch is None or s.launch.count == 1 else {"launch": s.launch.key()}),
         }
     )
 

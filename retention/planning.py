@@ -254,6 +254,7 @@ def _tune_need(run: Run, t: Tune, shape: Shape, here: Device, known: Known) -> t
         models=(1 if adapted else objective.models(arguments)) + sum(m.copies for m in s.mitigations),
         fused=objective.fused,
         cpu=not here.accelerator,
+        shards=1 if s.launch is None else s.launch.shards,
     )
     with_ = [m.name for m in s.mitigations if m.copies or m.held(shape, 1)]
     name = " with ".join([f"{objective.name} {adapter.name}", *(["+".join(with_)] if with_ else [])])

@@ -27,6 +27,7 @@ from retention.explain import explain, infinite, nearest
 from retention.facts import AnyFacts
 from retention.labels import differing, labels_of, short_name
 from retention.late import Late
+from retention.launch import Launch
 from retention.mitigations import AnyMitigation
 from retention.models import HubModel
 from retention.objectives import AnyObjective, Sft
@@ -134,6 +135,10 @@ class Settings(BaseModel):
         None,
         description="text file whose lines give the covariance of keys; left out, the corpus.txt in the model's folder",
     )
+    launch: Launch | None = Field(
+        None,
+        description="several processes fine-tune one run's model, by `accelerate launch`; else this one alone",
+    )
     threads: int = Field(1, ge=1, description="CPU threads a stage computes with; part of its key")
 
     @field_validator("at")
@@ -171,6 +176,7 @@ class Settings(BaseModel):
         if self.regime.name == "sequential" and self.editor.name == "ptuning":
             raise ValueError("regime sequential: ptuning changes no weight that a next batch could build on; use batch")
         distinct(self.abilities)
+        self._together()
         if self.relearn is not None:
             parts = [*(m.name for m in self.mitigations), self.editor.name]
             other = next((name for name in parts if name in ("ema", "merge", "reedit", "ptuning")), None)
@@ -185,6 +191,21 @@ class Settings(BaseModel):
         if len(set(names)) < len(names):
             raise ValueError("mitigations: one is named twice in one run")
         return self
+
+    def _together(self) -> None:
+        """What several processes can do together."""
+        if self.launch is None or self.launch.count == 1:
+            return
+        stepping = [m.name for m in self.mitigations if m.acts_on == "training" and m.name != "freeze"]
+        if stepping:
+            raise ValueError(
+                f"launch: mitigation {stepping[0]} acts on each step of one process; leave one of them out"
+            )
+        if self.relearn is not None:
+            raise ValueError("launch: relearn teaches on one process; leave one of them out")
+        drawing = [o.name for o in (t.objective or self.objective for t in self.tunes) if o.shuffled_by == "field"]
+        if drawing:
+            raise ValueError(f"launch: objective {drawing[0]} draws answers on one process; leave one of them out")
 
     @property
     def tunes(self) -> tuple[Tune, ...]:

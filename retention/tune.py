@@ -6,6 +6,7 @@ field of the trainer's config passes through. Knows no probe: it calls back at t
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 import random
@@ -19,10 +20,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from retention import ranks
 from retention.adapters import Adapter, Full, adapted_modules, config_fields, validate_fields
 from retention.hooks import own_forward
 from retention.resume import Resume
-from retention.trainer_fields import OWNED, arguments_of, nonsense, tracker_problems, trackers_within
+from retention.trainer_fields import (
+    OWNED,
+    arguments_of,
+    nonsense,
+    optimizer_problems,
+    tracker_problems,
+    trackers_within,
+)
 from retention.trainer_state import put_back_tallies, resumable, savable
 from retention.types import Guard, UserError
 
@@ -103,6 +112,7 @@ def validate(objective: Objective, trainer: dict[str, Any]) -> None:
         if not problems:  # what the types do not say, the config does: a scheduler's name, two settings that exclude
             _config(objective, passed, budget=Budget(steps=1), in_order=False, seed=0, folder=Path())
             problems += tracker_problems(passed.get("report_to"))
+            problems += optimizer_problems(passed.get("optim"))
             problems += objective.problems(arguments_of(objective, passed))
         problems += nonsense(passed)
     except (ValueError, TypeError, ImportError) as error:
@@ -217,6 +227,9 @@ def fine_tune(
     held = hold(wrapped)
     freeze(wrapped, held.frozen)
     config = _config(objective, trainer, budget=budget, in_order=in_order, seed=seed, folder=folder)
+    together = ranks.size() > 1
+    # What is trained may be split among the ranks, what is read must be whole: another copy, which follows at readings.
+    trained = copy.deepcopy(wrapped) if together else wrapped
     begun = resume.begun["training"] if resume is not None and resume.begun is not None else None
 
     drawn_at_once = _prompts_at_once(objective, config)
@@ -259,17 +272,20 @@ def fine_tune(
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             step, tokens = state.global_step, int(state.num_input_tokens_seen)
-            self.diverged = not bool(torch.isfinite(trainer_._tr_loss)) and all(
-                not bool(torch.isfinite(p).all()) for p in wrapped.parameters() if p.requires_grad
+            self.diverged = ranks.agreed(not bool(torch.isfinite(trainer_._tr_loss))) and all(
+                not bool(torch.isfinite(p).all()) for p in trained.parameters() if p.requires_grad
             )
             spent = budget.tokens is not None and tokens >= budget.tokens
             ended = control.should_training_stop or spent or step >= state.max_steps or self.diverged
             if step in at or (not budget.fixed and (ended or budget.looks(step))):
+                if together:
+                    ranks.spread(trainer_, wrapped)
                 with self.delivered():
                     # What decides on the end is the model as it is delivered, as what is read of it.
-                    ended = ended or (budget.looks(step) and budget.stop(step))
-                    if step in at or (ended and not budget.fixed):
+                    ended = ended or (budget.looks(step) and ranks.agreed(ranks.rank() == 0 and budget.stop(step)))
+                    if (step in at or (ended and not budget.fixed)) and ranks.rank() == 0:
                         on_checkpoint(step, tokens, model)
+                ranks.agreed(True)  # the others wait for what is read
             control.should_training_stop = ended
             if resume is not None and not ended and resume.due():
                 control.should_save = savable(trainer_, draws=objective.shuffled_by == "field")
@@ -291,24 +307,27 @@ def fine_tune(
         warnings.filterwarnings("ignore", message=".*experimental.*")
         try:
             trainer_ = resumable(_trainer(objective, held.guards, parts), held.guards, begun, save)(
-                model=wrapped,
+                model=trained,
                 args=config,
                 train_dataset=_dataset(rows, objective, seed, in_order),
                 processing_class=tokenizer,
                 callbacks=[watch],
-                **objective.extras(wrapped, config, base),
+                **objective.extras(trained, config, base),
             )
         except (ValueError, NotImplementedError, ImportError) as error:  # what trl finds wrong when it sees the model
             raise error if isinstance(error, UserError) else UserError(f"tune: {error}") from None
         trainer_.remove_callback(PrinterCallback)  # our own progress tells how far it is; the log goes into the results
-        trainable = {name: p.numel() for name, p in wrapped.named_parameters() if p.requires_grad}
+        trainable = {name: p.numel() for name, p in trained.named_parameters() if p.requires_grad}
         assert not trainable.keys() & set(held.frozen), "building the trainer has thawed frozen parameters"
         start = time.perf_counter() - (begun["seconds"] if begun is not None else 0.0)
         trainer_.train()
         seconds = time.perf_counter() - start
+        if together:
+            ranks.spread(trainer_, wrapped)
         state = trainer_.state
         last = state.max_steps if budget.tokens is None else state.global_step
-        for step in sorted(n for n in at if watch.diverged and state.global_step < n <= last):
+        unread = [n for n in sorted(at) if watch.diverged and state.global_step < n <= last and ranks.rank() == 0]
+        for step in unread:
             with watch.delivered():  # no step would move these weights: they are what it would have left
                 on_checkpoint(step, int(state.num_input_tokens_seen), model)
     if (
@@ -401,7 +420,9 @@ def _trainer(objective: Objective, guards: Sequence[Guard], parts: int = 1) -> A
             # in a batch for a comparison only (kto) is not trained on.
             names = [n for n in inputs if n.endswith("attention_mask") and not n.startswith(("KL_", "prompt_"))]
             seen = sum(int(inputs[name].sum()) for name in names) if names else inputs["input_ids"].numel()
-            self.state.num_input_tokens_seen += int(self.accelerator.gather(torch.tensor(seen)).sum())
+            self.state.num_input_tokens_seen += int(
+                self.accelerator.gather(torch.tensor(seen, device=self.accelerator.device)).sum()
+            )
 
         def _send_telemetry(self) -> None:
             """trl would tell its makers of each training."""

@@ -53,6 +53,7 @@ LEVELS = {
         "adapters",
         "soft_prompt",
         "deltas",
+        "ranks",
     ),
     2: (
         "editors",
@@ -76,6 +77,7 @@ LEVELS = {
         "labels",
         "study",
         "preflight",
+        "launch",
         "store",
         "reading",
         "statistics",
