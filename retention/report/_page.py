@@ -87,6 +87,7 @@ def html(studies: Sequence[Opened], criterion: str | None = None, most: int = RE
     )  # fmt: skip
     data = _data(cells, varied, chosen, facts)
     return environment.get_template("page.html").render(
+        unpaired=[_of(s, why, len(studies)) for s, (_, _, why) in zip(studies, arms, strict=True) if why and cells],
         title=" and ".join(s.name for s in studies), studies=studies, findings=findings, tables=shown,
         state=[_state(s) for s in studies], runs=tables.runs(studies, varied), differing=_differing(studies),
         made=[_named(tables.made_with(s), s, len(studies)) for s in studies], data=_json(data), varied=varied,
@@ -107,8 +108,12 @@ def _found(study: Opened, cells: Sequence[Cell], criterion: str | None, arms: An
     return finding(cells, arms[1], arms[0], criterion or "", left)
 
 
+def _of(study: Opened, text: str, many: int) -> str:
+    return f"{study.name}: {text}" if many > 1 else text
+
+
 def _named(table: tables.Table, study: Opened, many: int) -> tables.Table:
-    return replace(table, caption=f"{study.name}: {table.caption}") if many > 1 else table
+    return replace(table, caption=_of(study, table.caption, many))
 
 
 def _differing(studies: Sequence[Opened]) -> tables.Table | None:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from retention import statistics as st
 from retention.reading import load
 from retention.store import Kind, Store
 from retention.types import UserError
+from retention.yaml_file import read_yaml
 
 STAGES: tuple[tuple[Kind, str, str], ...] = (
     ("bases", "base_id", "prepare"),
@@ -55,14 +55,15 @@ def opened(path: Path) -> Opened:
     store = Store(path.parent)
     settings = path / "study.yaml"
     text = settings.read_text(encoding="utf-8") if settings.is_file() else ""
-    document = yaml.safe_load(text) if text else {}
+    document = read_yaml(settings) if text else {}
+    question = document.get("question") if isinstance(document, dict) else None
     done = bool(runs["complete"].any())
     rows = load(path) if done else None
     columns = st.cell_columns(rows) if rows is not None else _columns(runs)
     failed = {(f["stage"], f["key"]): f for f in store.failures()}
     states = [_state(run, failed) for run in runs.to_dict("records")]
     return Opened(
-        name=path.name, folder=path, question=str((document or {}).get("question") or ""), settings=text,
+        name=path.name, folder=path, question=str(question or ""), settings=text,
         runs=runs.assign(state=[s for s, _ in states], why=[w for _, w in states]), columns=columns, rows=rows,
         scores=load(path, "scores") if done else None, facts=load(path, "facts") if done else None,
         questions=load(path, "questions") if done else None, records=_records(store, runs),

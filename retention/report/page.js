@@ -16,7 +16,7 @@ const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(2);
 const share = (p) => `${p.value.toFixed(2)} [${p.low.toFixed(2)}, ${p.high.toFixed(2)}]`;
 const between = (value, low, high) =>
   low === null ? `${signed(value)} [one run]` : `${signed(value)} [${signed(low)}, ${signed(high)}]`;
-const plain = (name) => name.replaceAll("_", " ");
+const plain = (name) => (data.groups.includes(name) || data.criteria.includes(name) ? name.replaceAll("_", " ") : name);
 
 // ---------------------------------------------------------------------------------------------- looks
 
@@ -172,7 +172,12 @@ function forest(want) {
   $("forest").setAttribute("aria-label", `Share kept, edited minus intrinsic. ${values.map((v) => `${v.cell}, ${v.how}: ${v.told}`).join(". ") || "Nothing to compare"}.`);
   $("forest-legend").replaceChildren(...(values.length ? METHODS.map((how) => key(how, { color: METHOD_LOOK[how][0], shape: METHOD_LOOK[how][1] })) : []));
   if (values.length === 0) $("forest").replaceChildren(make("p", { class: "note" }, "Nothing to compare: the table below says why."));
-  else draw($("forest"), "forest", values, (spec) => { spec.height = (data.cells.length > 12 ? 32 : 44) * new Set(values.map((v) => v.cell)).size; });
+  else draw($("forest"), "forest", values, (spec) => {
+    const longest = Math.max(...values.map((v) => v.cell.length));
+    $("forest").closest(".pair").classList.toggle("stacked", longest > 26); // long names want the whole width
+    for (const layer of spec.layer) if (layer.encoding.y) layer.encoding.y.axis.labelLimit = Math.max(120, $("forest").clientWidth * 0.45);
+    spec.height = (data.cells.length > 12 ? 32 : 44) * new Set(values.map((v) => v.cell)).size;
+  });
 }
 
 const GAINS = { task_accuracy: "gain in task accuracy", task_loss: "drop of held-out loss, nats/token" };
@@ -243,6 +248,7 @@ function show(i) {
   const label = make("label", { class: "tick", for: "run" }, "run");
   $("fact").replaceChildren(make("h3", {}, filled(facts[i])), make("dl", {}, ...pairs.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])), label, " ", pick, place);
   fill();
+  $("now").textContent = `Showing: ${filled(facts[i])}`;
 }
 
 function mark(right, step, criterion) {

@@ -54,6 +54,14 @@ const look = (name) => { out[name] = {
   alternative: document.querySelector("#panels [role=img]")?.getAttribute("aria-label"),
 }; };
 await drawn(); look("start");
+const over = [...document.querySelectorAll("#panels .mark-symbol path")].at(-1);
+if (over) {
+  const { x, y, width, height } = over.getBoundingClientRect();
+  const at = { bubbles: true, clientX: x + width / 2, clientY: y + height / 2 };
+  for (const type of ["pointerover", "pointermove"]) over.dispatchEvent(new PointerEvent(type, at));
+  await drawn();
+  out.hover = document.getElementById("vg-tooltip-element")?.textContent;
+}
 DO_THIS
 out.title = document.title;
 out.requests = performance.getEntriesByType("resource").map((e) => e.name);
@@ -111,7 +119,9 @@ def test_charts_filters_and_facts(browse):
     assert start["forest"] >= 6
     assert start["pareto"] == 12
     assert "edited: 1.00 at step 0, " in start["alternative"]
-    assert out["rome"]["panels"] == ["none", "freeze", "replay(rate=0.1)"] or len(out["rome"]["panels"]) == 3
+    assert re.search(r"facts\D*\d+", out["hover"])  # the pointer is told value, interval and n
+    assert re.search(r"\d\.\d\d \[\d\.\d\d, \d\.\d\d\]", out["hover"])
+    assert len(out["rome"]["panels"]) == 3
     assert out["rome"]["pareto"] == 6
     assert (len(out["freeze"]["panels"]), out["freeze"]["lines"]) == (1, 2)
     assert "1.00 [" in out["freeze"]["first"]

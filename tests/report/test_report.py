@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -252,6 +253,45 @@ def test_a_finished_study(finished: Path, tmp_path: Path, capsys: pytest.Capture
     said = page.data["facts"]["texts"]
     assert set(said) == set(study.rows["generated"].dropna())
     assert "torch" in page.text
+    shutil.copytree(finished, tmp_path / "again")
+    (tmp_path / "again" / "small" / "study.yaml").write_text("question: Why?\n", encoding="utf-8")
+    with pytest.raises(SystemExit) as left:
+        main(["report", "--compare", str(tmp_path / "again" / "small"), str(finished / "small")])
+    assert left.value.code == 0
+    page = Page((tmp_path / "again" / "small" / "compare-small.html").read_text(encoding="utf-8"))
+    assert {line[0] for line in page.data["cells"]} == {"again/small", "finished/small"}
+    assert "question Why? Are edits forgotten" in page.text
+
+
+def test_a_study_file_that_is_no_yaml(begun: Path):
+    (begun / "begun" / "study.yaml").write_text("question: [", encoding="utf-8")
+    with pytest.raises(UserError, match=r"study\.yaml"):
+        read(begun)
+    (begun / "begun" / "study.yaml").unlink()
+    assert "study.yaml is missing" in Page(html([read(begun)])).text
+
+
+def test_what_cannot_be_paired_is_said():
+    page = Page(html([opened(seeds=(0,), editors=("memit", "rome"), mitigations=("none",))]))
+    assert "No paired comparison: axis editor has no baseline of its own." in page.text
+
+
+def luminance(color: str) -> float:
+    """Relative luminance of #rrggbb by WCAG 2."""
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_text_stands_out_on_light_and_dark_paper():
+    css = (Path(_page.__file__).parent / "page.css").read_text(encoding="utf-8")
+    light, dark = css.split("prefers-color-scheme: dark", 1)
+    for part in (light, dark):
+        colors = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", part))
+        for text in ("ink", "soft", "accent", "good", "bad"):
+            for ground in ("paper", "card", "faint"):
+                one, two = sorted((luminance(colors[text]), luminance(colors[ground])), reverse=True)
+                assert (one + 0.05) / (two + 0.05) >= 4.5, f"{text} on {ground}"
 
 
 @pytest.fixture
