@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import os
 import random
 import time
@@ -378,6 +379,8 @@ def _trainer(objective: Objective, guards: Sequence[Guard], parts: int = 1) -> A
     all of them.
     """
     trainer = _import(objective.trainer)
+    if "ref_model" not in inspect.signature(trainer).parameters:
+        trainer = _referenced(trainer)
     penalised = any(type(guard).penalty is not Guard.penalty for guard in guards)
 
     class Ours(trainer):  # type: ignore[misc, valid-type]
@@ -447,6 +450,30 @@ def _memory_told() -> Iterator[None]:
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error):
             raise OutOfMemory(str(error).partition("\n")[0] or "MemoryError") from None
         raise
+
+
+def _referenced(trainer: Any) -> Any:
+    """A trainer that takes the `ref_model` which trl's own would load (grpo's).
+
+    From the model's folder, that is, without the edits; or, under an adapter, by beginning a second one, which may move
+    the weights below (pissa). So it is built as if it needed none, and then handed ours.
+    """
+
+    class Referenced(trainer):  # type: ignore[misc, valid-type]
+        def __init__(self, *, args: Any, ref_model: Any = None, **others: Any) -> None:
+            if ref_model is None:
+                super().__init__(args=args, **others)
+                return
+            from trl.trainer.utils import add_fused_lm_head
+
+            beta, args.beta = args.beta, 0.0
+            super().__init__(args=args, **others)
+            args.beta = self.beta = beta
+            cast = args.cast_lm_head_to_fp32
+            add_fused_lm_head(ref_model, temperature=self.temperature, cast_lm_head_to_fp32=cast)
+            self.ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)
+
+    return Referenced
 
 
 @contextmanager

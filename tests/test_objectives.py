@@ -362,7 +362,8 @@ def test_every_loss_of_dpo_trains(tmp_path, loss):
         (Dpo(), {"beta": 0.2}, "tune.trainer.beta is fixed by the objective 'dpo'; set it there"),
         (Kto(), {"per_device_train_batch_size": 1}, "kto compares rows of a batch; expected 2 or more, not 1"),
         (Kto(), {"sync_ref_model": True}, "give precompute_ref_log_probs: false with it"),
-        (Grpo(), {"beta": 0.1}, "which holds no edits; leave it 0, and use mitigation kl"),
+        (Grpo(), {"beta": -0.1}, "tune.trainer.beta: expected a number that is not negative, got -0.1"),
+        (Grpo(), {"sync_ref_model": True}, "grpo's reference is the edited model, and stays so"),
         (Grpo(num_generations=5), {}, "generation_batch_size (16) must be divisible by num_generations (5)"),
         (Grpo(), {"num_iteration": 2}, "num_iteration: unknown; did you mean 'num_iterations'?"),
         (Grpo(), {"log_completions_hub_repo": "a/b"}, "nothing is sent away"),
@@ -492,6 +493,27 @@ def test_grpo_learns_what_is_rewarded_and_asks_for_the_rows_answers(tmp_path, mo
     prompt = len(tokenizer(rows[0]["prompt"])["input_ids"])
     assert result.tokens == 12 * 64 * (prompt + 1)  # drawn once a step: 64 answers of one token
     assert result.steps == 12
+
+
+@pytest.mark.parametrize("adapter", [Full(), LORA, PISSA], ids=lambda a: a.name)
+def test_the_reference_of_grpo_is_the_edited_model(tmp_path, adapter, monkeypatch):
+    monkeypatch.setattr(Grpo, "judge", lambda self, said, wanted: float(len(said) % 2))  # something to learn
+    model, _ = build("llama")
+    model.config._name_or_path = str(tmp_path / "nowhere")  # where trl would look for a reference
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight.mul_(3.0)  # the edit
+    plain = weights(model)
+    kept: list[Any] = []
+    objective = Grpo(num_generations=4, max_completion_length=4)
+    _, result = tuned(tmp_path, objective, model=model, adapter=adapter, steps=3, beta=0.5, kept=kept)
+    kls = [entry["kl"] for entry in result.log]
+    assert kls[0] == pytest.approx(0, abs=1e-6)
+    assert kls[2] > 1e-5
+    assert result.arguments["beta"] == 0.5
+    if adapter.name == "full":
+        assert not torch.equal(weights(model), plain)
+    else:
+        assert list(kept[0].peft_config) == ["default"]  # no second adapter
 
 
 @pytest.mark.parametrize("objective", [Grpo(num_generations=2), Distill()], ids=lambda o: o.name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from retention.objectives._part import Objective, Row
+from retention.objectives._part import Objective, Row, reference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,7 +28,8 @@ class Grpo(Objective):
     needs: ClassVar[tuple[str, ...]] = ("prompt", "completion")
     shuffled_by: ClassVar[Literal["sampler", "harness", "field"]] = "field"
     defaults: ClassVar[Mapping[str, Any]] = {
-        "beta": 0.0,
+        "beta": 0.0,  # how dear it is to leave the edited model; above 0 a second model is held in memory
+        "sync_ref_model": False,
         "num_iterations": 1,
         "epsilon": 0.2,
         "epsilon_high": None,
@@ -70,12 +71,14 @@ class Grpo(Objective):
         return float(answers / (self.num_generations * arguments["num_iterations"]))
 
     def problems(self, arguments: Mapping[str, Any]) -> list[str]:
-        if arguments["beta"]:
-            return [
-                "tune.trainer.beta: trl would take its reference from the model's folder, which holds no edits; "
-                "leave it 0, and use mitigation kl to stay near the edited model"
-            ]
-        return []
+        found = []
+        if arguments["beta"] < 0:
+            found.append(f"tune.trainer.beta: expected a number that is not negative, got {arguments['beta']!r}")
+        if arguments["sync_ref_model"]:
+            found.append(
+                "tune.trainer.sync_ref_model: grpo's reference is the edited model, and stays so; leave it out"
+            )
+        return found
 
     def columns(self, row: Row) -> list[dict[str, Any]]:
         return [{"prompt": row["prompt"], "answer": row["completion"]}]
@@ -84,7 +87,7 @@ class Grpo(Objective):
         def reward(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float]:
             return [self.judge(said, wanted) for said, wanted in zip(completions, answer, strict=True)]
 
-        return {"reward_funcs": reward}
+        return {"reward_funcs": reward} | (reference(model, once=False) if config.beta else {})
 
     def judge(self, said: str, wanted: str) -> float:
         """The reward of one answer: 1.0 or 0.0."""
