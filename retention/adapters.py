@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from retention.models import Anatomy
+
 # Methods of peft that are no adapters of matrices which an ordinary training trains.
 OTHERS = {
     "adalora": "needs a penalty and a plan of ranks in the training loop, which trl's trainers lack",
@@ -33,12 +35,18 @@ OTHERS = {
     "trainable_tokens": "learns embeddings of single tokens, and adapts no matrix",
     "xlora": "mixes adapters that were trained before",
 }
+# Ways to begin LoRA that peft cannot go by itself.
+NEEDS_MORE = {
+    "eva": "is worked out from activations, which a training of its own would have to gather",
+    "corda": "is worked out from activations, which a training of its own would have to gather",
+    "loftq": "is for quantised weights, and these are float32",
+}
 OWNED = ("target_modules", "task_type", "peft_type", "inference_mode", "base_model_name_or_path", "revision")
 
 
 REFUSALS = (
     ValueError, TypeError, NotImplementedError, AssertionError, RuntimeError, KeyError, AttributeError, ImportError,
-    UserWarning,
+    UserWarning, RuntimeWarning,
 )  # fmt: skip  # what peft's methods raise on settings and matrices that they cannot use
 
 
@@ -69,6 +77,14 @@ class Adapter(Part):
         if self.name.lower() in OTHERS:
             raise ValueError(f"{self.name} {OTHERS[self.name.lower()]}; use an adapter of matrices, such as lora")
         validate_fields(self.peft_fields(), self.settings, OWNED, "settings", "targets")
+        begun = self.settings.get("init_lora_weights")
+        if begun in NEEDS_MORE:
+            raise ValueError(f"settings.init_lora_weights: {begun} {NEEDS_MORE[begun]}; use true, pissa or olora")
+        if isinstance(rank := self.settings.get("r"), int) and rank < 0:
+            raise ValueError(f"settings.r: expected a whole number above 0, got {rank}")
+        dropout = self.settings.get("lora_dropout", 0.0)
+        if isinstance(dropout, (int, float)) and dropout < 0:  # peft would go on without dropout
+            raise ValueError(f"settings.lora_dropout: expected a share from 0 to 1, got {dropout}")
         alpha = self.settings.get("lora_alpha", 1)
         if isinstance(alpha, (int, float)) and alpha <= 0:  # peft takes any: 0 would learn nothing, and say so nowhere
             raise ValueError(f"settings.lora_alpha: expected a number above 0 (it scales the update), got {alpha}")
@@ -101,6 +117,7 @@ class Adapter(Part):
         fields = self.peft_fields()
         if "target_modules" in fields:
             fixed["target_modules"] = self._targets(model, projections)
+        self._found(model, self.settings.get("modules_to_save") or (), "settings.modules_to_save")
         if self.name.lower() == "dora":
             fixed["use_dora"] = True
         if self.name.lower() == "pissa":
@@ -114,6 +131,7 @@ class Adapter(Part):
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
             # oft would go on with the nearest number that divides the width, and the settings would tell another.
             warnings.filterwarnings("error", message="Invalid `")
+            warnings.filterwarnings("error", message=r"The following \w+ keys did not match")  # rank_pattern
             try:
                 wrapped = get_peft_model(model, self.config_class()(**fixed))
             except REFUSALS as error:
@@ -134,15 +152,7 @@ class Adapter(Part):
         if not isinstance(self.targets, tuple):
             kinds = ("mlp", "attention") if self.targets == "all" else (self.targets,)
             return sorted({leaf for kind in kinds for leaf in projections[kind]})
-        names = [name for name, _ in model.named_modules()]
-        leaves = sorted({name.rpartition(".")[2] for name in names} - {""})
-        for target in self.targets:
-            if not any(name == target or name.endswith(f".{target}") for name in names):
-                near = difflib.get_close_matches(target, leaves, n=1)
-                raise UserError(
-                    f"adapter {self.name}: targets: this model has no module {target!r}"
-                    + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(leaves)}")
-                )
+        self._found(model, self.targets, "targets")
         head = model.get_output_embeddings()
         under = [n for n, m in model.named_modules() if m is head]
         if any(name == t or name.endswith(f".{t}") for t in self.targets for name in under):
@@ -153,12 +163,20 @@ class Adapter(Part):
             )
         return list(self.targets)
 
-    def check(self, config: PreTrainedConfig) -> None:
-        """Raises UserError if the adapter does not fit an architecture: settings, targets, kinds of matrices.
+    def _found(self, model: PreTrainedModel, wanted: Sequence[str], where: str) -> None:
+        """Raises UserError for a name that no module of the model has."""
+        names = [name for name, _ in model.named_modules()]
+        leaves = sorted({name.rpartition(".")[2] for name in names} - {""})
+        for target in wanted:
+            if not any(name == target or name.endswith(f".{target}") for name in names):
+                near = difflib.get_close_matches(target, leaves, n=1)
+                raise UserError(
+                    f"adapter {self.name}: {where}: this model has no module {target!r}"
+                    + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(leaves)}")
+                )
 
-        No weight is loaded: the architecture is built without values, from its config alone. Its blocks are looked
-        through on a copy of one block with a vocabulary of a few words.
-        """
+    def check(self, config: PreTrainedConfig) -> None:
+        """Raises UserError if the adapter does not fit an architecture: settings, targets, kinds of matrices."""
         trainable_numbers(self, config)
 
 
@@ -176,25 +194,36 @@ def trainable_numbers(adapter: Adapter, config: PreTrainedConfig) -> int:
 
     Raises UserError as `Adapter.check`.
     """
-    from retention.models import anatomy
-
-    own = config.to_json_string()
 
     def count() -> int:
-        with torch.random.fork_rng(devices=[]):
-            places = _once(own, lambda: anatomy(_blank(config, small=True)))
-            projections = {"mlp": places.mlp_projections, "attention": places.attention_projections}
-            try:
-                wrapped, blocks = adapter.wrap(_blank(config, small=False), projections, trial=True), 1
-            except REFUSALS as error:
-                if isinstance(error, UserError):
-                    raise
-                # It computes with the weights: let it have some, of one block.
-                wrapped = adapter.wrap(_blank(config, small=True), projections)
-                blocks = int(config.get_text_config().num_hidden_layers)
-        return blocks * sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+        model, _, blocks = tried(adapter, config)
+        return blocks * sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-    return int(_once(own + adapter.model_dump_json(), count))
+    return int(_once(config.to_json_string() + adapter.model_dump_json(), count))
+
+
+def tried(adapter: Full | Adapter, config: PreTrainedConfig) -> tuple[PreTrainedModel, Anatomy, int]:
+    """An architecture with an adapter, where its parts are, and how many blocks each of its blocks stands for.
+
+    No weight is loaded: the architecture is built without values, from its config alone. Its blocks are looked through
+    on a copy of one block with a vocabulary of a few words. Raises UserError if the adapter does not fit.
+    """
+    from retention.models import anatomy
+
+    with torch.random.fork_rng(devices=[]):
+        places = _once(config.to_json_string(), lambda: anatomy(_blank(config, small=True)))
+        model = _blank(config, small=False)
+        if isinstance(adapter, Full):
+            return model, places, 1
+        projections = {"mlp": places.mlp_projections, "attention": places.attention_projections}
+        try:
+            return adapter.wrap(model, projections, trial=True), places, 1
+        except REFUSALS as error:
+            if isinstance(error, UserError):
+                raise
+            # It computes with the weights: let it have some, of one block.
+            few = adapter.wrap(_blank(config, small=True), projections)
+            return few, places, int(config.get_text_config().num_hidden_layers)
 
 
 def _blank(config: PreTrainedConfig, *, small: bool) -> PreTrainedModel:

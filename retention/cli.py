@@ -57,9 +57,9 @@ def plan(
 
     if throughput is not None and throughput <= 0:
         raise UserError(f"--throughput: expected operations a second, above 0, got {throughput:g}")
-    found = planning.plan(
-        Study.load(study, overrides or ()), Store.peek(results), default_cache(), throughput=throughput
-    )
+    loaded = Study.load(study, overrides or ())
+    found = planning.plan(loaded, Store.peek(results), default_cache(), throughput=throughput)
+    _remark(loaded)
     for line in planning.text(found):
         print(line)
     if wrong := [*found.missing, *found.refusals]:
@@ -97,6 +97,7 @@ def run(
     from retention import api
     from retention.engines import Engine
     from retention.progress import Progress
+    from retention.study import Study
 
     if wrong := [text for text in job or () if "=" not in text]:
         raise UserError(f"--job: expected key=value, got {wrong[0]!r}")
@@ -106,11 +107,12 @@ def run(
     chosen = Engine(
         name=engine, workers=workers, gpus_per_run=gpus_per_run, address=address, cluster=cluster, job=parameters
     )
+    loaded = Study.load(study, overrides or ())
+    _remark(loaded)
     with Progress(quiet=quiet) as progress:
         try:
             folder = api.run(
-                study, results=results, overrides=overrides or (), progress=progress, attempts=attempts,
-                retry_failed=retry_failed, engine=chosen,
+                loaded, results=results, progress=progress, attempts=attempts, retry_failed=retry_failed, engine=chosen
             )  # fmt: skip
         except api.Unfinished as error:
             raise Stopped(1, str(error)) from None
@@ -119,6 +121,13 @@ def run(
         except Terminated:
             raise Stopped(143, api.left(study, overrides or (), results)) from None
     print(f"results: {folder}")
+
+
+def _remark(study: Any) -> None:
+    from retention import preflight
+
+    for line in preflight.remarks(study):
+        print(f"note: {line}", file=sys.stderr)
 
 
 class Stopped(BaseException):

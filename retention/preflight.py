@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from retention import tune as tuning
-from retention.adapters import Adapter
+from retention.adapters import Adapter, Full, tried
 from retention.data import rows_of
 from retention.data.files import read_lines
 from retention.editors import family
@@ -22,11 +22,14 @@ from retention.facts import pool_of
 from retention.ids import corpus_files
 from retention.mitigations import Freeze, Rehearsal, Replay
 from retention.model_folder import fetching
-from retention.models import HubModel, resolve
-from retention.objectives import Objective
+from retention.models import HubModel, resolve, tokenizer_of
+from retention.objectives import Objective, Sft
 from retention.study import Run, Study, Tune
-from retention.types import Missing, UserError
+from retention.types import Delta, Missing, UserError
 from retention.world.train import architecture
+
+WITHOUT_UPDATE = ("identity", "ptuning")  # editors that change no weight
+_CHATLESS: Any = SimpleNamespace(chat_template=None)  # tokenizers of the models that are made here
 
 
 def check(study: Study) -> None:
@@ -50,6 +53,21 @@ def examine(study: Study) -> dict[str, UserError]:
                 for line in str(error).splitlines():
                     found[f"{study.name}: {line}"] = error
     return found
+
+
+def remarks(study: Study) -> list[str]:
+    """What may run but hardly be meant: a remedy that finds nothing to act on, so that its cell repeats another."""
+    idle = {
+        (run.settings.editor.name, mitigation.name, mitigation.instead)
+        for run in study.runs
+        for mitigation in run.settings.mitigations
+        if mitigation.needs_edit and run.settings.editor.name in WITHOUT_UPDATE
+    }
+    return [
+        f"{study.name}: mitigations: {name} acts on what the edit changed, and editor {editor} changes no weight: "
+        f"there it does nothing{instead}"
+        for editor, name, instead in sorted(idle)
+    ]
 
 
 def _checks(run: Run) -> Iterator[tuple[str, Any]]:
@@ -78,10 +96,20 @@ def _checks(run: Run) -> Iterator[tuple[str, Any]]:
                 "adapter" + json.dumps([dump["model"], adapter.model_dump(mode="json")]),
                 lambda adapter=adapter: adapter.check(config_of(s.model)),
             )
+        named = [m for m in s.mitigations if isinstance(m, Freeze) and not m.needs_edit]
+        if named:
+            yield (
+                "frozen" + json.dumps([dump["model"], adapter.model_dump(mode="json"), dump["mitigations"]]),
+                lambda named=named, adapter=adapter: _something_trains(named, adapter, config_of(s.model)),
+            )
         objective, data = t.objective or s.objective, t.data.model_dump(mode="json")
         yield (
             "trainer" + json.dumps([objective.model_dump(mode="json"), t.trainer]),
             lambda t=t, objective=objective: tuning.validate(objective, t.trainer),
+        )
+        yield (
+            "length" + json.dumps([dump["model"], objective.model_dump(mode="json")]),
+            lambda objective=objective: _length(objective, config_of(s.model)),
         )
         yield (
             "data" + json.dumps([dump["model"], data, objective.name, s.seed]),
@@ -150,6 +178,28 @@ def config_of(model: Any) -> Any:
         return configuration(shape)
 
 
+def _something_trains(named: list[Freeze], adapter: Full | Adapter, config: Any) -> None:
+    """What is frozen by named blocks leaves something to train."""
+    for part in named:
+        if not set(part.layers or (part.layer,)) <= set(range(config.get_text_config().num_hidden_layers)):
+            return  # told by _layers
+    model, places, stands_for = tried(adapter, config)
+    if stands_for > 1:  # one block was tried for all: told when it is trained
+        return
+    frozen = {name for part in named for name in part.frozen(model, places, Delta())}
+    if all(name in frozen for name, p in model.named_parameters() if p.requires_grad):
+        raise UserError("mitigations: freeze leaves nothing to train; freeze less")
+
+
+def _length(objective: Objective, config: Any) -> None:
+    """What an objective makes of the rows fits into the model's positions."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    for field in ("block", "max_completion_length"):
+        length = getattr(objective, field, None)
+        if length is not None and limit is not None and length + (field != "block") > limit:
+            raise UserError(f"objective: {objective.name}.{field}: {length} tokens; the model has {limit} positions")
+
+
 @lru_cache(maxsize=16)
 def _own_config(model: Any) -> Any:
     if not isinstance(model, HubModel):
@@ -204,3 +254,7 @@ def _data(run: Run, tune: Tune, objective: Objective) -> None:
     if not rows.train:
         raise UserError(f"tune.data: {tune.data.name} gives no rows to train on")
     objective.check(rows.train[0])
+    if isinstance(objective, Sft) and objective.assistant_only:
+        model = run.settings.model
+        folder = resolve(model.name, model.revision) if isinstance(model, HubModel) else None
+        objective.check_tokenizer(_CHATLESS if folder is None else tokenizer_of(folder))

@@ -100,19 +100,62 @@ TRACKERS = {
 }
 
 
+# Bounds that the fields' types do not tell: least, most (None: none); a field of any trainer.
+BOUNDS: dict[str, tuple[float, float | None]] = {
+    "per_device_train_batch_size": (1, None),
+    "gradient_accumulation_steps": (1, None),
+    "max_length": (2, None),
+    "max_completion_length": (1, None),
+    "pad_to_multiple_of": (1, None),
+    "logging_steps": (1, None),
+    "dataset_num_proc": (1, None),
+    "dataloader_num_workers": (0, None),
+    "learning_rate": (0, None),
+    "weight_decay": (0, None),
+    "max_grad_norm": (0, None),
+    "warmup_steps": (0, None),
+    "neftune_noise_alpha": (0, None),
+    "label_smoothing_factor": (0, 1),
+    "label_smoothing": (0, 1),
+    "ld_alpha": (0, 1),
+    "ref_model_mixup_alpha": (0, 1),
+    "ref_model_sync_steps": (1, None),
+    "num_iterations": (1, None),
+    "epsilon": (0, None),
+    "epsilon_high": (0, None),
+    "delta": (0, None),
+    "top_entropy_quantile": (0, 1),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "top_k": (0, None),
+    "repetition_penalty": (1e-6, None),
+    "simpo_gamma": (0, None),
+}
+# Words that the trainers look at only once they train.
+WORDS = {
+    "truncation_mode": ("keep_start", "keep_end"),
+    "f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none"),
+}
+
+
 def nonsense(trainer: Mapping[str, Any]) -> list[str]:
-    """Numbers of the right type that no training can use."""
-    least = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "max_length": 2, "logging_steps": 1}
-    found = [
-        f"tune.trainer.{name}: expected at least {bound}, got {trainer[name]!r}"
-        for name, bound in least.items()
-        if trainer.get(name) is not None and trainer[name] < bound
-    ]
-    return found + [
-        f"tune.trainer.{name}: expected a number that is not negative, got {trainer[name]!r}"
-        for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps")
-        if trainer.get(name) is not None and trainer[name] < 0
-    ]
+    """Values of the right type that no training can use."""
+    found = []
+    for name, value in trainer.items():
+        if isinstance(value, bool) or value is None:
+            continue
+        least, most = BOUNDS.get(name, (None, None))
+        if least is not None and isinstance(value, (int, float)) and not least <= value <= (most or math.inf):
+            if least == 0 and most is None:
+                found.append(f"tune.trainer.{name}: expected a number that is not negative, got {value!r}")
+            else:
+                bounds = f"at least {least:g}" if most is None else f"a number from {least:g} to {most:g}"
+                found.append(f"tune.trainer.{name}: expected {bounds}, got {value!r}")
+        if name in WORDS and value not in WORDS[name]:
+            found.append(f"tune.trainer.{name}: unknown {value!r}{nearest(str(value), WORDS[name])}")
+    return found
 
 
 def trackers(report_to: Any) -> list[str]:

@@ -110,17 +110,36 @@ def validate(objective: Objective, trainer: dict[str, Any]) -> None:
             passed[name] = value
     try:
         validate_fields(config_fields(_import(objective.config)), passed, (), "tune.trainer", "")
+        problems += nonsense(passed)
         if not problems:  # what the types do not say, the config does: a scheduler's name, two settings that exclude
-            _config(objective, passed, budget=Budget(steps=1), in_order=False, seed=0, folder=Path())
+            config = _config(objective, passed, budget=Budget(steps=1), in_order=False, seed=0, folder=Path())
+            _try_optimizer(config)
             problems += tracker_problems(passed.get("report_to"))
             problems += optimizer_problems(passed.get("optim"))
             problems += objective.problems(arguments_of(objective, passed))
-        problems += nonsense(passed)
     except (ValueError, TypeError, ImportError) as error:
         text = str(error)
         problems.append(text if text.startswith("tune.trainer") else f"tune.trainer: {text}")
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _try_optimizer(config: Any) -> None:
+    """Build optimizer and schedule for one number. Raises ValueError for what they refuse or need installed."""
+    from transformers import Trainer, get_scheduler
+
+    model: Any = torch.nn.Linear(1, 1)
+    try:
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(config, model)
+        optimizer = kind(model.parameters(), **settings)
+    except Exception as error:  # of any library's own kind
+        raise ValueError(f"tune.trainer.optim: {getattr(config.optim, 'value', config.optim)}: {error}") from None
+    try:
+        more = config.lr_scheduler_kwargs or {}
+        get_scheduler(config.lr_scheduler_type, optimizer, 0, 10, scheduler_specific_kwargs=dict(more))
+    except Exception as error:
+        name = getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)
+        raise ValueError(f"tune.trainer.lr_scheduler_type: {name}: {error}") from None
 
 
 def _import(path: str) -> Any:
@@ -209,6 +228,7 @@ def fine_tune(
     the steps that are left. Raises OutOfMemory; UserError if a mitigation freezes everything or an adapter does not fit
     the model.
     """
+    from jinja2 import TemplateError
     from transformers import PrinterCallback, TrainerCallback, set_seed
 
     objective.check_tokenizer(tokenizer)
@@ -317,6 +337,8 @@ def fine_tune(
             )
         except (ValueError, NotImplementedError, ImportError) as error:  # what trl finds wrong when it sees the model
             raise error if isinstance(error, UserError) else UserError(f"tune: {error}") from None
+        except TemplateError as error:
+            raise UserError(f"tune: the chat template refuses the rows: {error}") from None
         trainer_.remove_callback(PrinterCallback)  # our own progress tells how far it is; the log goes into the results
         trainable = {name: p.numel() for name, p in trained.named_parameters() if p.requires_grad}
         assert not trainable.keys() & set(held.frozen), "building the trainer has thawed frozen parameters"

@@ -129,8 +129,23 @@ WRONG: list[tuple[str, dict[str, Any], list[str]]] = [
     ),
     (
         "what peft refuses",
-        {"adapter": {"name": "lora", "settings": {"r": -1}}},
+        {"adapter": {"name": "lora", "settings": {"r": 0}}},
         ["small: adapter lora: peft cannot put it on this model", "positive integer"],
+    ),
+    (
+        "a frozen model",
+        {"mitigations": [{"name": "freeze", "what": "from", "layer": 0}]},
+        ["small: mitigations: freeze leaves nothing to train"],
+    ),
+    (
+        "a block of a longer model",
+        {"objective": {"name": "clm", "block": 5000}},
+        ["small: objective: clm.block: 5000 tokens; the model has 192 positions"],
+    ),
+    (
+        "a chat with a model that has none",
+        {"objective": {"name": "sft", "assistant_only": True}},
+        ["small: objective: sft.assistant_only reads rows as a chat, and this model's tokenizer has no chat template"],
     ),
     (
         "an adapter's module",
@@ -309,8 +324,13 @@ def test_plan_prints_the_runs_and_computes_nothing(place, call, finished, monkey
 
     monkeypatch.setattr(stages, "load", lambda *_: pytest.fail("a model was loaded"))
     study = write(place, grid=document()["grid"])
-    code, out, _ = call("plan", study)
+    code, out, err = call("plan", study)
     assert code == 0
+    (note,) = err.splitlines()  # of four runs, two are the same experiment
+    assert note.startswith(
+        "note: small: mitigations: freeze acts on what the edit changed, and editor identity changes"
+    )
+    assert note.endswith("`what: listed` with `layers` freezes the same blocks for every editor")
     assert "small: Are edits forgotten more readily than what the model knew before?" in out
     for line in ("1 base readings, 0 done", "2 distinct edits, 0 done", "4 fine-tunes, 0 done"):
         assert line in out

@@ -14,6 +14,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from retention.adapters import Adapter, Full, config_fields
+from retention.data.dataset import DataSet
 from retention.models import anatomy
 from retention.objectives import AnyObjective, Clm, Cpo, Distill, Dpo, Grpo, Kto, Orpo, Sft
 from retention.objectives.dpo import Loss
@@ -281,6 +282,26 @@ def test_only_the_assistants_turns_are_learned(tmp_path):
     assert result.log[0]["loss"] == pytest.approx(-sum(logps) / len(logps), rel=1e-4)
 
 
+def test_a_chat_in_a_file_is_learned_turn_by_turn(tmp_path):
+    turns = [("Anna speaks", "French ."), ("Anna lives in", "Bern .")]
+    messages = [{"role": r, "content": c} for pair in turns for r, c in zip(("user", "assistant"), pair, strict=True)]
+    records = [{"chat": messages}, {"chat": [*messages[:2], {"role": "user", "content": "Berta"}, messages[3]]}]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    rows = DataSet(path=str(tmp_path / "chats.jsonl"), messages="chat", heldout=1).load(0).train
+    objective = Sft(assistant_only=True)
+    (columns,) = objective.columns(rows[0])
+    assert [m["content"] for m in columns["messages"]].count("French .") == 1  # the earlier answer is a turn of its own
+    _, result = tuned(tmp_path, objective, rows=rows, tokenizer=chat(), steps=1)
+    _, last = tuned(
+        tmp_path, objective, rows=[{**rows[0], "messages": columns["messages"][2:]}], tokenizer=chat(), steps=1
+    )
+    assert result.log[0]["loss"] != pytest.approx(last.log[0]["loss"], rel=1e-3)
+    refusing = chat()
+    refusing.chat_template += "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(UserError, match="tune: the chat template refuses the rows: roles must alternate"):
+        tuned(tmp_path, objective, rows=rows, tokenizer=refusing)
+
+
 def test_chats_are_refused_where_turns_cannot_be_told_apart(tmp_path):
     objective = Sft(assistant_only=True)
     with pytest.raises(UserError, match="this model's tokenizer has no chat template"):
@@ -364,6 +385,19 @@ def test_every_loss_of_dpo_trains(tmp_path, loss):
         (Kto(), {"sync_ref_model": True}, "give precompute_ref_log_probs: false with it"),
         (Grpo(), {"beta": -0.1}, "tune.trainer.beta: expected a number that is not negative, got -0.1"),
         (Grpo(), {"sync_ref_model": True}, "grpo's reference is the edited model, and stays so"),
+        (Grpo(), {"loss_type": "dappo"}, "tune.trainer.loss_type: unknown 'dappo'; did you mean 'dapo'?"),
+        (Grpo(), {"scale_rewards": "groups"}, "tune.trainer.scale_rewards: unknown 'groups'; did you mean 'group'?"),
+        (Grpo(), {"top_p": 3.0}, "tune.trainer.top_p: expected a number from 0 to 1, got 3.0"),
+        (Dpo(), {"f_divergence_type": "kl"}, "tune.trainer.f_divergence_type: unknown 'kl'"),
+        (Sft(), {"dataloader_num_workers": -1}, "tune.trainer.dataloader_num_workers: expected a number that is not"),
+        (Sft(), {"adam_beta1": 1.5}, "tune.trainer.optim: adamw_torch: Invalid beta parameter at index 0: 1.5"),
+        (Sft(), {"optim": "lomo"}, "tune.trainer.optim: lomo: You need to install `lomo_optim`"),
+        (
+            Sft(),
+            {"lr_scheduler_type": "cosine_with_min_lr"},
+            "lr_scheduler_type: cosine_with_min_lr: One of",
+        ),
+        (Sft(), {"truncation_mode": "keep_middle"}, "tune.trainer.truncation_mode: unknown 'keep_middle'"),
         (Grpo(num_generations=5), {}, "generation_batch_size (16) must be divisible by num_generations (5)"),
         (Grpo(), {"num_iteration": 2}, "num_iteration: unknown; did you mean 'num_iterations'?"),
         (Grpo(), {"log_completions_hub_repo": "a/b"}, "nothing is sent away"),

@@ -151,7 +151,6 @@ def test_every_architecture_is_checked_without_weights(architecture):
 @pytest.mark.parametrize(
     ("part", "architecture", "said"),
     [
-        ({"name": "lora", "settings": {"r": -1}}, "llama", "positive integer"),
         ({"name": "lora", "settings": {"r": 0}}, "llama", "positive integer"),
         ({"name": "lora", "settings": {"lora_dropout": 2.0}}, "llama", "dropout probability"),
         ({"name": "oft", "settings": {"oft_block_size": 0, "r": 0}}, "llama", "oft_block_size"),
@@ -160,6 +159,8 @@ def test_every_architecture_is_checked_without_weights(architecture):
         ({"name": "vblora"}, "llama", "must be divisible by `vector_length` 256"),
         ({"name": "lora", "targets": ["down_pro"]}, "llama", "no module 'down_pro'; did you mean 'down_proj'?"),
         ({"name": "lora", "targets": ["lm_head"]}, "llama", "'lm_head' is the head"),
+        ({"name": "lora", "settings": {"modules_to_save": ["lm_haed"]}}, "llama", "'lm_haed'; did you mean 'lm_head'?"),
+        ({"name": "lora", "settings": {"rank_pattern": {"q": 2}}}, "llama", "did not match any targeted module"),
         ({"name": "oft"}, "gpt2", "Conv1D"),
         ({"name": "osf"}, "gpt2", "its matrices are Conv1D"),
     ],
@@ -176,6 +177,19 @@ def test_what_does_not_fit_is_refused_without_weights(part, architecture, said):
 def test_an_update_without_scale_is_refused(alpha):
     with pytest.raises(ValidationError, match=f"lora_alpha: expected a number above 0 .* got {alpha}"):
         Adapter(name="lora", settings={"lora_alpha": alpha})
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("vera", {"r": -2}, "settings.r: expected a whole number above 0, got -2"),  # peft: a tensor of dimension -2
+        ("lora", {"lora_dropout": -0.1}, "settings.lora_dropout: expected a share from 0 to 1, got -0.1"),
+        ("lora", {"init_lora_weights": "eva"}, "eva is worked out from activations"),
+    ],
+)
+def test_what_peft_would_take_without_a_word_or_with_a_riddle(name, settings, said):
+    with pytest.raises(ValidationError, match=said):
+        Adapter(name=name, settings=settings)
 
 
 @pytest.mark.parametrize("name", ["adalora", "adaption_prompt", "poly", "shadow", "trainable_tokens", "xlora"])

@@ -104,6 +104,12 @@ def chat(turns: list[tuple[str, str]]) -> str:
 
 def conversation(record: Record, key: str) -> tuple[str, str]:
     """Prompt and completion of a conversation: the last message of the assistant is what is to be said."""
+    turns = answered(record, key)
+    return chat(turns[:-1]), turns[-1][1]
+
+
+def answered(record: Record, key: str) -> list[tuple[str, str]]:
+    """A conversation's turns up to the assistant's last."""
     turns = turns_of(record, key)
     last = max((i for i, (role, _) in enumerate(turns) if role == ANSWERING), default=None)
     if last is None:
@@ -113,7 +119,7 @@ def conversation(record: Record, key: str) -> tuple[str, str]:
         raise BlankText(
             str(record.error(f"the answer under {key!r} is empty; `skip_blank: true` leaves such rows out"))
         )
-    return chat(turns[:last]), turns[last][1]
+    return turns[: last + 1]
 
 
 def answer_of(record: Record, key: str) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from retention.types import TaskRows, UserError
 
-Row = dict[str, str]
+Row = dict[str, Any]  # texts; of a conversation also its `messages`
 Apart = Literal["prompt", "text"]
 
 

@@ -2,7 +2,7 @@
 
 Columns become the rows that objectives train on: plain text, prompts and completions (instructions, questions with a
 verifiable answer, conversations), or preferences (a rejected completion beside the preferred one). Knows no trainer and
-no tokenizer: a conversation becomes plain text, "role: content" on lines of their own.
+no tokenizer: a conversation becomes plain text, "role: content" on lines of their own, with its messages beside it.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Table(Part):
         if text is not None:
             return lambda record: {"text": columns.text_of(record, text)}
         if messages is not None:
-            return lambda record: self._verified(record, *columns.conversation(record, messages))
+            return lambda record: self._conversation(record, messages)
         return self._answered
 
     def _answered(self, record: Record) -> Row:
@@ -162,6 +162,13 @@ class Table(Part):
             prompt = columns.prompt_of(record, self.prompt)
         answers = [columns.answer_of(record, key) for key in (self.completion, self.rejected) if key is not None]
         return self._verified(record, prompt, *answers)
+
+    def _conversation(self, record: Record, messages: str) -> Row:
+        """As plain text, and with its turns beside it, for an objective that reads a chat."""
+        turns = columns.answered(record, messages)
+        row = self._verified(record, columns.chat(turns[:-1]), turns[-1][1])
+        said = [*turns[:-1], (turns[-1][0], row["completion"])]
+        return {**row, "messages": [{"role": role, "content": content} for role, content in said]}
 
     def _verified(self, record: Record, prompt: str, *answers: str) -> Row:
         """The row, with of each answer only what can be verified where that is asked for."""

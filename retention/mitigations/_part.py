@@ -56,6 +56,16 @@ class Mitigation(Part):
         """Whether it reads `Scene.corpus`, and fails where that is empty."""
         return False
 
+    @property
+    def needs_edit(self) -> bool:
+        """Whether it does nothing where the edit changed no weight."""
+        return False
+
+    @property
+    def instead(self) -> str:
+        """What else does something there, for a remark; begins with "; "."""
+        return ""
+
     def check(self, settings: Any) -> None:
         """Raises UserError if this remedy cannot work in a run of these settings (`study.Settings`). Loads no model."""
 

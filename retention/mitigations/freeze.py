@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -59,6 +59,21 @@ class Freeze(Mitigation):
             "everything_but": shape.parameters - chosen * shape.block,
             "listed": chosen * shape.block,
         }[self.what]
+
+    @property
+    def needs_edit(self) -> bool:
+        return self.layer is None and self.layers is None
+
+    @property
+    def instead(self) -> str:
+        return "; `what: listed` with `layers` freezes the same blocks for every editor"
+
+    def check(self, settings: Any) -> None:
+        """Raises UserError for everything_but the edited blocks where there are none."""
+        if self.what == "everything_but" and self.layers is None and settings.editor.name in ("identity", "ptuning"):
+            raise UserError(
+                f"mitigations: freeze everything_but: editor {settings.editor.name} edits no block; give `layers`"
+            )
 
     def frozen(self, model: PreTrainedModel, anatomy: Anatomy, delta: Delta) -> list[str]:
         """Names of the parameters that are to stay as they are.

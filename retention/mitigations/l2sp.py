@@ -33,6 +33,10 @@ class L2Sp(Mitigation):
         "trainable", description="all parameters that are trained, or only the edited ones"
     )
 
+    @property
+    def needs_edit(self) -> bool:
+        return self.what == "edited"
+
     def check(self, settings: Any) -> None:
         """Raises UserError for `what: edited` under an adapter, which leaves the edited matrices where they are."""
         for tune in settings.tunes:

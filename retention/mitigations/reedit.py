@@ -31,6 +31,10 @@ class Reedit(Mitigation):
     name: Literal["reedit"] = "reedit"
     factor: float = Field(1.0, gt=0, description="of the update that is added again")
 
+    @property
+    def needs_edit(self) -> bool:
+        return True
+
     def guard(self, model: PreTrainedModel, scene: Scene) -> Guard:
         return _Again(self, model, scene)
 

@@ -18,6 +18,10 @@ class Strength(Mitigation):
     name: Literal["strength"] = "strength"
     factor: float = Field(gt=0, description="of the update; 1 is the editor's own")
 
+    @property
+    def needs_edit(self) -> bool:
+        return True
+
     def check(self, settings: Any) -> None:
         """Raises UserError for an editor that changes no weight."""
         if settings.editor.name == "ptuning":

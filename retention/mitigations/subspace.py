@@ -36,6 +36,10 @@ class Subspace(Mitigation):
 
     name: Literal["subspace"] = "subspace"
 
+    @property
+    def needs_edit(self) -> bool:
+        return True
+
     def check(self, settings: Any) -> None:
         """Raises UserError for adapters of MLPs that can not be held off the keys."""
         for tune in settings.tunes:

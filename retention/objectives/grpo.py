@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from retention.explain import nearest
 from retention.objectives._part import Objective, Row, reference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")  # trl's, looked at in training only
 ARTICLES = ("a", "an", "the")
 
 
@@ -72,6 +74,9 @@ class Grpo(Objective):
 
     def problems(self, arguments: Mapping[str, Any]) -> list[str]:
         found = []
+        if arguments["loss_type"] not in LOSSES:
+            name = arguments["loss_type"]
+            found.append(f"tune.trainer.loss_type: unknown {name!r}{nearest(name, LOSSES)}")
         if arguments["beta"] < 0:
             found.append(f"tune.trainer.beta: expected a number that is not negative, got {arguments['beta']!r}")
         if arguments["sync_ref_model"]:

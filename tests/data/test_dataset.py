@@ -189,13 +189,17 @@ CHAT_PROMPT = "system: Be brief.\nuser: Hi\nassistant: Hello\nuser: Who?\nassist
 
 
 def test_conversations(tmp_path):
-    expected = {"prompt": CHAT_PROMPT, "completion": "Me."}
+    expected = {"prompt": CHAT_PROMPT, "completion": "Me.", "messages": CHAT}
     assert one_row(tmp_path, {"messages": CHAT}, messages="messages") == expected
     more = [*CHAT, {"role": "user", "content": "Bye"}]
     assert one_row(tmp_path, {"messages": more}, messages="messages") == expected
     names = {"user": "human", "assistant": "gpt"}
     other = [{"from": names.get(m["role"], m["role"]), "value": m["content"]} for m in CHAT]
     assert one_row(tmp_path, {"conversations": other}, messages="conversations") == expected
+    verified = [*CHAT[:-1], {"role": "assistant", "content": "5"}]  # what is learned is what is verified
+    counted = [*CHAT[:-1], {"role": "assistant", "content": "2 + 3 #### 5"}]
+    found = one_row(tmp_path, {"messages": counted}, messages="messages", answer_after="####")
+    assert found == {"prompt": CHAT_PROMPT, "completion": "5", "messages": verified}
     with pytest.raises(UserError, match="no message of role 'assistant' under 'messages'; its roles are system, user"):
         one_row(tmp_path, {"messages": CHAT[:2]}, messages="messages")
     with pytest.raises(UserError, match=r"expected a list of .* under 'messages'; message 2 is .*'rol'"):
