@@ -486,13 +486,12 @@ def _referenced(trainer: Any) -> Any:
             if ref_model is None:
                 super().__init__(args=args, **others)
                 return
-            from trl.trainer.utils import add_fused_lm_head
-
             beta, args.beta = args.beta, 0.0
             super().__init__(args=args, **others)
             args.beta = self.beta = beta
             cast = args.cast_lm_head_to_fp32
-            add_fused_lm_head(ref_model, temperature=self.temperature, cast_lm_head_to_fp32=cast)
+            fuse = _import("trl.trainer.utils.add_fused_lm_head")
+            fuse(ref_model, temperature=self.temperature, cast_lm_head_to_fp32=cast)
             self.ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)
 
     return Referenced
