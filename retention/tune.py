@@ -228,7 +228,6 @@ def fine_tune(
     the steps that are left. Raises OutOfMemory; UserError if a mitigation freezes everything or an adapter does not fit
     the model.
     """
-    from jinja2 import TemplateError
     from transformers import PrinterCallback, TrainerCallback, set_seed
 
     objective.check_tokenizer(tokenizer)
@@ -337,7 +336,9 @@ def fine_tune(
             )
         except (ValueError, NotImplementedError, ImportError) as error:  # what trl finds wrong when it sees the model
             raise error if isinstance(error, UserError) else UserError(f"tune: {error}") from None
-        except TemplateError as error:
+        except Exception as error:
+            if type(error).__module__ != "jinja2.exceptions":
+                raise
             raise UserError(f"tune: the chat template refuses the rows: {error}") from None
         trainer_.remove_callback(PrinterCallback)  # our own progress tells how far it is; the log goes into the results
         trainable = {name: p.numel() for name, p in trained.named_parameters() if p.requires_grad}
