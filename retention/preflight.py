@@ -17,6 +17,7 @@ from retention.adapters import Adapter, Full, tried
 from retention.data import rows_of
 from retention.data.files import read_lines
 from retention.editors import family
+from retention.editors.random import Random, reference
 from retention.estimate import configuration, published
 from retention.facts import pool_of
 from retention.ids import corpus_files
@@ -152,7 +153,11 @@ def _layers(run: Run) -> None:
     config = config_of(s.model)
     layers = int(config.get_text_config().num_hidden_layers)
     _given(run, config if isinstance(s.model, HubModel) else None)
-    parts = [("editor", s.editor), *(("mitigations", m) for m in s.mitigations if isinstance(m, Freeze))]
+    editor = _writer(run)
+    last = getattr(editor, "last", 1)
+    if last > layers and getattr(editor, "layers", None) is None:
+        raise UserError(f"editor: {editor.name}.last: {last} blocks of a model that has {layers}")
+    parts = [("editor", editor), *(("mitigations", m) for m in s.mitigations if isinstance(m, Freeze))]
     for where, part in parts:
         for field in ("layer", "layers"):
             value = getattr(part, field, None)
@@ -200,6 +205,12 @@ def _length(objective: Objective, config: Any) -> None:
             raise UserError(f"objective: {objective.name}.{field}: {length} tokens; the model has {limit} positions")
 
 
+def _writer(run: Run) -> Any:
+    """The editor that makes the update: of `random` the one that it is to be like."""
+    editor = run.settings.editor
+    return reference(editor.like) if isinstance(editor, Random) else editor
+
+
 @lru_cache(maxsize=16)
 def _own_config(model: Any) -> Any:
     if not isinstance(model, HubModel):
@@ -217,17 +228,17 @@ def _own_config(model: Any) -> Any:
 
 def _given(run: Run, config: Any) -> None:
     """Settings that have a default for published models alone, and texts for the covariance."""
-    s = run.settings
-    module = sys.modules[type(s.editor).__module__]
+    s, editor = run.settings, _writer(run)
+    module = sys.modules[type(editor).__module__]
     table = getattr(module, "LAYER", None) or getattr(module, "LAYERS", None)
-    field = "layer" if "layer" in type(s.editor).model_fields else "layers"
+    field = "layer" if "layer" in type(editor).model_fields else "layers"
     known = None if config is None else family(SimpleNamespace(config=config))  # type: ignore[arg-type]
-    if table is not None and getattr(s.editor, field) is None and known not in table:
+    if table is not None and getattr(editor, field) is None and known not in table:
         raise UserError(
-            f"editor: {s.editor.name} has no published {field} for this model (published for {', '.join(table)}): "
+            f"editor: {editor.name} has no published {field} for this model (published for {', '.join(table)}): "
             f"give {field}; `retention layers` tells where the facts sit"
         )
-    covariance = getattr(s.editor, "covariance", None)
+    covariance = getattr(editor, "covariance", None)
     if covariance is None or covariance.tokens == 0:
         return
     if s.corpus is not None:
@@ -236,7 +247,7 @@ def _given(run: Run, config: Any) -> None:
     else:
         _corpus_of_model(
             s.model,
-            f"editor: {s.editor.name}",
+            f"editor: {editor.name}",
             "for the covariance of keys",
             ", or to the editor `covariance: {tokens: 0}`",
         )

@@ -77,6 +77,16 @@ WRONG: list[tuple[str, dict[str, Any], list[str]]] = [
     ("unknown objective", {"objective": "stf"}, ["small.yaml", "objective", "did you mean 'sft'?"]),
     ("editor's layer", {"editor": ROME | {"layer": 7}}, ["small", "editor: rome.layer: layer 7", "layers 0 to 1"]),
     (
+        "a layer of the editor that a random update is like",
+        {"editor": {"name": "random", "like": {"name": "memit", "layers": [0, 2]}}},
+        ["editor: memit.layers: layer 2", "layers 0 to 1"],
+    ),
+    (
+        "more blocks than there are",
+        {"editor": {"name": "freeze_tuning", "last": 3}},
+        ["editor: freeze_tuning.last: 3 blocks of a model that has 2"],
+    ),
+    (
         "one of the editor's layers",
         {"editor": {"name": "memit", "layers": [0, 2]}},
         ["editor: memit.layers: layer 2", "layers 0 to 1"],

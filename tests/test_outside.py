@@ -12,6 +12,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+import retention
 from retention.cli import main
 from retention.deltas import load_delta, revert, save_delta, write_edited
 from retention.models import load_model
@@ -19,6 +20,8 @@ from retention.outside import ProbeCallback, edit_model, editor_of, probe_model
 from retention.probes import Generate, Score, read_all
 from retention.store import ROWS
 from retention.types import Delta, LowRank, Question, UserError
+from retention.world import WorldModel
+from tests.small_study import WORLD
 
 EDITS = [("Anna Klein", "Paris", "Rome"), ("Berta Vogel", "Berlin", "Madrid"), ("Carl Keller", "Oslo", "Bern")]
 LORA = "{name: lora, epochs: 30, lr: 0.01, keep_anchors: 0, stop_loss: 0.0}"
@@ -123,6 +126,28 @@ def test_the_edited_folder_reads_as_the_edited_model_in_memory(model, edits, tmp
     assert rows["all_correct"].all()
     questions = pd.read_parquet(tmp_path / "rows-questions.parquet")
     assert set(questions["question_id"]) == set(rows["question_id"])
+
+
+def test_an_edit_of_a_study_put_into_a_folder_gives_the_readings_that_the_study_stored(finished, cache, tmp_path):
+    """By plain transformers, one question at a time."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rows = retention.load(finished / "small")
+    rows = rows[(rows["editor"] == "rome") & (rows["step"] == 0)].drop_duplicates("question_id")
+    questions = pd.read_parquet(next((finished / "bases").glob("*/questions.parquet"))).set_index("question_id")
+    delta = finished / "edits" / rows["edit_id"].iloc[0] / "delta.safetensors"
+    main_ok(["apply", str(delta), str(WorldModel.model_validate(WORLD).folder(cache)), "--out", str(tmp_path / "e")])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "e").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "e")
+    assert len(rows) > 20
+    for row in rows.iloc[::3].itertuples():
+        asked = questions.loc[row.question_id]
+        start = len(tokenizer(asked["text"])["input_ids"])
+        ids = tokenizer(f"{asked['text']} {asked['answer']}", return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            logp = model(ids).logits[0].log_softmax(-1)
+        said = sum(float(logp[i - 1, ids[0, i]]) for i in range(start, ids.shape[1]))
+        assert said == pytest.approx(row.logp_target, abs=1e-4)
 
 
 def test_the_command_line_does_the_same(model, edits, tmp_path, capsys):

@@ -3,6 +3,9 @@
 `r-rome` (Gupta et al. 2024, arXiv:2403.07175) uses the mean key over all contexts everywhere, and is the default.
 `original` takes the direction from the mean key but meets the constraint at the bare prompt's key, as published code
 does. `p-rome` uses the bare prompt's key everywhere.
+
+Of several edits published code searches each v* in the model that holds the edits before it. Here every v* comes from
+the unedited weights, so that one batch searches them all; `regime: {name: sequential, size: 1}` is the published way.
 """
 
 from __future__ import annotations
