@@ -31,9 +31,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_same_results_and_every_ratio(folder: Path) -> None:
+def test_same_results_and_every_ratio(folder: Path, tmp_path: Path) -> None:
     args = argparse.Namespace(documents=5, steps=6, rome_edits=2, ridge=1e-3)
-    result = editing.run(folder, editing.read_edits(folder / "edits.jsonl"), args)
+    result = editing.run(folder, editing.read_edits(folder / "edits.jsonl"), args, tmp_path)
     assert result["max_relative_difference"] < 2e-3
     assert {"v_star", "covariance", "solve", "rome_total", "memit_total"} <= set(result["ratio"])
     assert all(ratio > 0 for ratio in result["ratio"].values())
