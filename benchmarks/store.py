@@ -1,6 +1,6 @@
 """Reading a large results folder: means by editor, objective, group and step, against pandas over the same files.
 
-    python benchmarks/store.py [--rows 10000000] [--questions 2500] [--repeats 3] [--all] [--json]
+    python benchmarks/store.py [--rows 10000000] [--questions 2500] [--repeats 3] [--ways means retention] [--json]
 
 Simulates a results folder of so many probe rows: 4 editors, 5 objectives, as many seeds as it takes, 10 checkpoints a
 run. It is published as stages publish; the columns, the layout, the compression and the checksums are those of a study.
@@ -10,7 +10,7 @@ The rows are drawn at random, and written by column (a dict for each, as a stage
   retention    the same, given all_correct: of the questions that were right at step 0
   pandas       the means by pandas: each run's files read with the columns that they need, and grouped. Checks nothing,
                and leaves out steps -1 and 0, which runs share
-  rows         load(path): all columns of all rows. Only with --all: 10^7 rows want about 8 GB
+  rows         load(path): all columns of all rows. Only if asked for with --ways: 10^7 rows want about 8 GB
 
 Each in a process of its own, files in the system's cache. Printed are the medians of wall and CPU seconds, from before
 `import retention` to the table, and the largest resident memory of the process.
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000, help="at least so many")
     parser.add_argument("--questions", type=int, default=2500, help="rows of a file")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--all", action="store_true", help="load all rows too")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=["means", "retention", "pandas"])
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     args = parser.parse_args()
     seeds = math.ceil(args.rows / (len(EDITORS) * len(OBJECTIVES) * (len(STEPS) + 2) * args.questions))
@@ -145,7 +145,7 @@ def main() -> None:
         rows = simulate(root, seeds, args.questions)
         files = [path for path in root.rglob("*") if path.is_file()]
         report: dict[str, Any] = {"rows": rows, "files": len(files), "mb": sum(p.stat().st_size for p in files) / 1e6}
-        for way in ("means", "retention", "pandas", *["rows"] * args.all):
+        for way in args.ways:
             report[way] = measured(way, root, args.repeats)
     report["versions"] = {name: version(name) for name in ("duckdb", "pyarrow", "pandas")}
     if args.json:

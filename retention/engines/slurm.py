@@ -54,7 +54,7 @@ def execute(
                         cpus_per_task=stage.run.settings.threads, slurm_additional_parameters=extra
                     )
                 jobs[at] = executor.submit(
-                    settled, stage, bench.store.root.absolute(), bench.cache.absolute(), board.attempts
+                    Settled(), stage, bench.store.root.absolute(), bench.cache.absolute(), board.attempts
                 )
                 board.start(stage, tell)
             elif at in jobs and board.ready(stage) and jobs[at].done():
@@ -63,10 +63,18 @@ def execute(
             time.sleep(poll)
 
 
-def settled(stage: Stage, *where: Any) -> None:
+class Settled:
     """In a job: as `settle`; a stage that failed ends the job with an error, so that jobs which need it never start."""
-    if not settle(stage, *where):
-        raise RuntimeError(f"{stage.label} failed; the results folder has the traceback")
+
+    def __call__(self, stage: Stage, *where: Any) -> None:
+        if not settle(stage, *where):
+            raise RuntimeError(f"{stage.label} failed; the results folder has the traceback")
+
+    def checkpoint(self, stage: Stage, *where: Any) -> Any:
+        """What submitit queues again when the time limit is near: the stage goes on where it last saved itself."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, stage, *where)
 
 
 def _judge(stage: Stage, job: Any, bench: Bench, board: Board, over: dict[tuple[str, str], float], late: float) -> None:
@@ -93,11 +101,14 @@ def _executor(bench: Bench, cluster: str, gpus_per_run: float, parameters: Mappi
         raise UserError(
             f"--gpus-per-run {gpus_per_run}: Slurm gives whole GPUs; the engine ray shares one between runs"
         )
-    executor = submitit.AutoExecutor(folder=str(bench.cache / "jobs" / "%j"), cluster=cluster)
+    try:
+        executor = submitit.AutoExecutor(folder=str(bench.cache / "jobs" / "%j"), cluster=cluster)
+    except RuntimeError as error:
+        raise UserError(f"--cluster {cluster}: submitit finds none on this machine: {error}") from None
     try:
         executor.update_parameters(
             name="retention", gpus_per_node=int(gpus_per_run), **{"timeout_min": 1440} | dict(parameters)
         )
-    except (NameError, TypeError) as error:
-        raise UserError(f"--engine slurm: submitit does not know a parameter: {error}") from None
+    except (NameError, TypeError, AssertionError) as error:  # a name or a value that it does not take
+        raise UserError(f"--job: submitit refuses a parameter: {error}") from None
     return executor

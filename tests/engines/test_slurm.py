@@ -106,8 +106,36 @@ def test_what_submitit_is_not_asked(tmp_path):
     pytest.importorskip("submitit", reason="needs the extra slurm")
     with pytest.raises(UserError, match="Slurm gives whole GPUs; the engine ray shares one"):
         go(tmp_path, gpus_per_run=0.5)
-    with pytest.raises(UserError, match="submitit does not know a parameter"):
+    with pytest.raises(UserError, match=r"--job: submitit refuses a parameter: .*slurm_partitoin"):
         go(tmp_path, job={"slurm_partitoin": "gpu"})
+    with pytest.raises(UserError, match='--job: submitit refuses a parameter: Parameter "timeout_min" expected type'):
+        go(tmp_path, job={"timeout_min": "4h"})
+
+
+def test_a_job_whose_time_is_over_is_queued_again(tmp_path):
+    """submitit asks the callable for what to queue; without an answer the job, and so the stage, fails."""
+    pytest.importorskip("submitit", reason="needs the extra slurm")
+    work = slurm.Settled()
+    again = work.checkpoint(*(given := ("stage", tmp_path, tmp_path, 2)))
+    assert (again.function, again.args, again.kwargs) == (work, given, {})
+
+
+def test_a_machine_without_slurm(tmp_path, monkeypatch):
+    pytest.importorskip("submitit", reason="needs the extra slurm")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r'--cluster slurm: submitit finds none on this machine: .*"srun"'):
+        go(tmp_path, "slurm")
+
+
+def test_what_a_job_asks_of_slurm():
+    """The lines of the script that submitit makes of it. Without kill-on-invalid-dep a job waits for ever."""
+    pytest.importorskip("submitit", reason="needs the extra slurm")
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    extra = {"requeue": True, "dependency": "afterok:1:2", "kill_on_invalid_dep": "yes"}
+    lines = _make_sbatch_string(command="c", folder="f", additional_parameters=extra).splitlines()
+    expected = {"--requeue", "--dependency=afterok:1:2", "--kill-on-invalid-dep=yes"}
+    assert {f"#SBATCH {option}" for option in expected} <= set(lines)
 
 
 @pytest.mark.long
