@@ -14,7 +14,7 @@ from retention.world import packed
 from retention.world.factfile import gather_facts, read_passages
 from retention.world.packed import labels_of, pack, positions, pretrain_files, product_ceiling, settings_of
 from retention.world.settings import Pretraining
-from retention.world.train import IGNORE, new_model
+from retention.world.train import IGNORE, architecture, new_model
 
 CAPITALS = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Peru": "Lima", "Japan": "Tokyo", "Egypt": "Cairo"}
 TEMPLATES = [
@@ -163,6 +163,21 @@ def test_a_loss_that_is_no_number_ends_it(facts, tmp_path, monkeypatch):
     monkeypatch.setattr(packed, "_loss_function", lambda *a: lambda ids: torch.tensor(math.nan, requires_grad=True))
     with pytest.raises(UserError, match="the loss is nan at step 1; lower matrix_lr and vector_lr"):
         pretrain_files(facts, PASSAGES, tmp_path / "out", SMALL)
+
+
+def test_the_step_is_one_graph_for_torch_compile():
+    """`compile` takes loss and model as a whole; the backend that generates no code gives the same gradient."""
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(architecture(SMALL, 300)).train()
+    ids = torch.randint(4, 300, (4, 32))
+    ids[:, 0] = ids[:, 10] = 1
+    plain = packed._loss_function(model, 1, 0, SMALL)
+    whole = torch.compile(plain, backend="aot_eager", dynamic=False, fullgraph=True)
+    one, other = (torch.autograd.grad(loss(ids), list(model.parameters())) for loss in (plain, whole))
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
 
 
 def test_ceiling_is_a_rate_of_this_machine():
