@@ -31,7 +31,7 @@ from retention.interrupts import held_back
 from retention.launch import launched, start
 from retention.mitigations import Mitigation, Scene, mixed_rows
 from retention.models import Loaded, anatomy
-from retention.probes import Prepared, Score, read_all
+from retention.probes import Prepared, read_all
 from retention.probes.ability import heldout
 from retention.relearn import chosen, relearn
 from retention.resume import Resume
@@ -40,6 +40,7 @@ from retention.soft_prompt import prompted
 from retention.stages import Bench, applied, drawn_facts, drop_if_empty, finite, load, paired, where
 from retention.store import SCORES, Keys, read_readings, table_of, write_json, write_readings, write_table
 from retention.study import Run, Tune
+from retention.tokens import turn
 from retention.trainer_fields import rows_needed
 from retention.types import STEP_BASE, STEP_EDITED, Delta, Fact, TaskRows, UserError
 from retention.weight_diagnostics import Diagnostics
@@ -211,6 +212,10 @@ class Reader:
             base_id=base_id(run), edit_id=edit_id(run), run_id=run_id(run), model_id=model_id(run.settings.model),
             **names(run),
         )  # fmt: skip
+        self.asked = [  # held-out rows as they are put to the model
+            [{**row, "prompt": turn(self.tokenizer, row["prompt"])} for row in task.heldout] if t.chat else task.heldout
+            for t, task in zip(run.settings.tunes, tasks, strict=True)
+        ]
         self.scores: list[dict[str, Any]] = []
         self.steps_before = self.tokens_before = 0  # done by earlier fine-tunes of a list
         self.prepared = Prepared()
@@ -225,7 +230,7 @@ class Reader:
         with prompted(self.model, other.get("soft_prompt", self.soft_prompt)) as model:
             for ability in self.abilities:
                 abilities += ability.read(model, self.tokenizer)
-            found = [heldout(model, self.tokenizer, task.heldout, prepared=self.prepared) for task in self.tasks]
+            found = [heldout(model, self.tokenizer, rows, prepared=self.prepared) for rows in self.asked]
         same = {"run_id": self.keys.run_id, "step": step, "tokens_seen": tokens_seen}
         for number, read in enumerate(found, 1):
             which = "" if number == 1 else f"_{number}"  # of a list of fine-tunes
@@ -286,7 +291,8 @@ def _once(
 
     def enough(step: int) -> bool:
         with prompted(reader.model, reader.soft_prompt) as model:
-            loss = heldout(model, reader.tokenizer, task.heldout, prepared=reader.prepared).loss
+            rows = reader.asked[s.tunes.index(t)]
+            loss = heldout(model, reader.tokenizer, rows, prepared=reader.prepared).loss
         return loss is not None and t.until is not None and loss < t.until.loss
 
     which = f" {s.tunes.index(t) + 1} of {len(s.tunes)}" if len(s.tunes) > 1 else ""
@@ -308,6 +314,7 @@ def _once(
         folder=resume.folder / "trainer",
         base=lambda: load(run, bench).model,
         in_order=bool(on_rows),
+        chat=t.chat,
         merge=merge,
         progress=lambda done, total: bench.report(f"fine-tuning{which} {run.label}", done, total),
         resume=resume if ranks.size() == 1 else None,
@@ -328,7 +335,8 @@ def _relearn(
     settings = run.settings.relearn
     assert settings is not None, "asked for"
     # The model as training left it, at its very end: what a checkpoint read may be earlier, or merged.
-    last = read_all([Score()], loaded.model, loaded.tokenizer, drawn.questions, 0)
+    score = next(p for p in run.settings.probes if p.name == "score")
+    last = read_all([score], loaded.model, loaded.tokenizer, drawn.questions, 0)
     kept = {r.question_id for r in last if r.all_correct}
     right = {q for q, correct in first.items() if correct}
     questions = chosen(drawn.questions, drawn.facts, right, kept, settings.most)

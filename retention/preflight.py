@@ -26,6 +26,7 @@ from retention.model_folder import fetching
 from retention.models import HubModel, resolve, tokenizer_of
 from retention.objectives import Objective, Sft
 from retention.study import Run, Study, Tune
+from retention.tokens import turn
 from retention.types import Delta, Missing, UserError
 from retention.world.train import architecture
 
@@ -85,6 +86,8 @@ def _checks(run: Run) -> Iterator[tuple[str, Any]]:
         + json.dumps([dump[k] for k in ("model", "editor", "mitigations", "tune", "objective", "adapter")]),
         lambda: _mitigations(run),
     )
+    if any(part.chat for part in (*s.probes, *s.tunes)):
+        yield "chat" + json.dumps(dump["model"]), lambda: _chat(s.model)
     for ability in s.abilities:
         yield (
             "ability" + json.dumps([dump["model"], ability.model_dump(mode="json"), s.seed]),
@@ -116,6 +119,13 @@ def _checks(run: Run) -> Iterator[tuple[str, Any]]:
             "data" + json.dumps([dump["model"], data, objective.name, s.seed]),
             lambda t=t, objective=objective: _data(run, t, objective),
         )
+
+
+def _chat(model: Any) -> None:
+    """The model's tokenizer has a chat template."""
+    if not isinstance(model, HubModel):
+        raise UserError("chat: the models that are pretrained here know no chat; use a model that was trained to chat")
+    turn(tokenizer_of(resolve(model.name, model.revision)), "Is there a template?")
 
 
 def _mitigations(run: Run) -> None:

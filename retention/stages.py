@@ -94,7 +94,7 @@ def prepare(run: Run, bench: Bench) -> None:
         s.facts,
         run.facts_seed,
         known,
-        lambda asked: rivals(model, tokenizer, asked),
+        lambda asked: rivals(model, tokenizer, asked, chat=score.chat),
     )
     bench.report("reading the base model", 0, 1)
     readings = read_all(s.probes, model, tokenizer, drawn.questions, STEP_BASE)

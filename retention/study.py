@@ -16,7 +16,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from retention.abilities import AnyAbility, distinct
 from retention.adapters import AnyAdapter, Full
@@ -52,6 +63,7 @@ AnyModel = Annotated[
     Discriminator(_model_kind),
 ]
 
+CHATTING = ("sft", "dpo", "kto")  # objectives whose trainers read turns
 RESERVED = ("bases", "edits", "runs", "failed")  # folders of the store itself
 NAMED = {  # settings whose value may be written as just the part's name, and the union that it must be one of
     "model": AnyModel,
@@ -86,6 +98,16 @@ class Tune(BaseModel):
     trainer: dict[str, Any] = Field(default_factory=dict, description="passed through to the trl trainer's config")
     objective: AnyObjective | None = Field(None, description="of this fine-tune; left out, the run's")
     adapter: AnyAdapter | None = Field(None, description="of this fine-tune; left out, the run's")
+    chat: bool = Field(
+        False,
+        description="rows are turns of a chat, by the tokenizer's template: prompts the user's, completions replies",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_idle(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `chat` where it is off: it is younger than stored results, and keys stay."""
+        found: dict[str, Any] = dump(self)
+        return {k: v for k, v in found.items() if k != "chat" or v}
 
     @model_validator(mode="after")
     def _one_budget(self) -> Tune:
@@ -177,6 +199,12 @@ class Settings(BaseModel):
             raise ValueError("regime sequential: ptuning changes no weight that a next batch could build on; use batch")
         distinct(self.abilities)
         self._together()
+        for tune in self.tunes:
+            objective = tune.objective or self.objective
+            if tune.chat and objective.name not in CHATTING:
+                raise ValueError(
+                    f"tune.chat: objective {objective.name} reads no turns; use one of {', '.join(CHATTING)}"
+                )
         if self.relearn is not None:
             parts = [*(m.name for m in self.mitigations), self.editor.name]
             other = next((name for name in parts if name in ("ema", "merge", "reedit", "ptuning")), None)

@@ -42,6 +42,22 @@ def join(prompt: str, answer: str) -> str:
     return prompt + answer if prompt[-1:].isspace() or answer[:1].isspace() else f"{prompt} {answer}"
 
 
+def turn(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
+    """The text as a user's turn in the tokenizer's chat template, up to where the model's answer begins.
+
+    Without the BOS token where the tokenizer puts one itself. Raises UserError if there is no template.
+    """
+    if not tokenizer.chat_template:
+        raise UserError(
+            "chat: this model's tokenizer has no chat template; use a model that was trained to chat, or chat: false"
+        )
+    asked = [{"role": "user", "content": text}]
+    whole = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+    bos = tokenizer.bos_token
+    own = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return whole.removeprefix(bos) if own and bos is not None else whole
+
+
 def encode(tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str | None = None) -> Encoded:
     """Encode `prompt`, or `prompt answer` as one string. A token that straddles the border belongs to the answer."""
     if answer is None:

@@ -212,6 +212,7 @@ def fine_tune(
     folder: Path,
     base: Callable[[], PreTrainedModel],
     in_order: bool = False,
+    chat: bool = False,
     merge: bool = False,
     progress: Callable[[int, int], None] | None = None,
     resume: Resume | None = None,
@@ -224,9 +225,9 @@ def fine_tune(
     the model is as the guards deliver it. `base` loads the unedited model, for objectives that learn from it. The model
     is left trained, in train mode, an adapter in place or, with `merge`, in its weights. With `resume` it is saved on
     the way, and goes on from what was saved: `model` must be as it was before the first step. split: see
-    `micro_batches`. A model whose weights have all become NaN or infinite is trained no further, and read as it is at
-    the steps that are left. Raises OutOfMemory; UserError if a mitigation freezes everything or an adapter does not fit
-    the model.
+    `micro_batches`. chat: rows are turns, by the tokenizer's template. A model whose weights have all become NaN or
+    infinite is trained no further, and read as it is at the steps that are left. Raises OutOfMemory; UserError if a
+    mitigation freezes everything or an adapter does not fit the model.
     """
     from transformers import PrinterCallback, TrainerCallback, set_seed
 
@@ -329,7 +330,7 @@ def fine_tune(
             trainer_ = resumable(_trainer(objective, held.guards, parts), held.guards, begun, save)(
                 model=trained,
                 args=config,
-                train_dataset=_dataset(rows, objective, seed, in_order),
+                train_dataset=_dataset(rows, objective, seed, in_order, chat),
                 processing_class=tokenizer,
                 callbacks=[watch],
                 **objective.extras(trained, config, base),
@@ -536,7 +537,18 @@ def _no_bars() -> Iterator[None]:
             os.environ["TQDM_DISABLE"] = before
 
 
-def _dataset(rows: Sequence[Mapping[str, Any]], objective: Objective, seed: int, in_order: bool) -> Dataset:
+TURNS = {"prompt": "user", "completion": "assistant", "chosen": "assistant", "rejected": "assistant"}
+
+
+def turns(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the trainer with its texts as turns, which trl puts into the tokenizer's chat template."""
+    return {
+        name: [{"role": TURNS[name], "content": value.strip()}] if name in TURNS else value
+        for name, value in columns.items()
+    }
+
+
+def _dataset(rows: Sequence[Mapping[str, Any]], objective: Objective, seed: int, in_order: bool, chat: bool) -> Dataset:
     """The rows as the trainer reads them. Raises UserError if one lacks what the objective trains on.
 
     For a trainer that shuffles none itself they are shuffled by the seed; those in order only among their neighbors,
@@ -546,7 +558,7 @@ def _dataset(rows: Sequence[Mapping[str, Any]], objective: Objective, seed: int,
 
     for row in rows:
         objective.check(row)
-    made = [columns for row in rows for columns in objective.columns(row)]
+    made = [turns(columns) if chat else columns for row in rows for columns in objective.columns(row)]
     if objective.shuffled_by == "harness":
         rng, window = random.Random(seed), 64 if in_order else len(made)
         windows = [made[i : i + window] for i in range(0, len(made), window)]

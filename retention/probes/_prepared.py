@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from retention.tokens import Encoded, encode
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+from retention.tokens import Encoded, encode, turn
+from retention.types import Part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -40,15 +43,31 @@ class Prepared:
         return new
 
 
-class Encodings:
-    """Texts to token ids, each text once."""
+class Asking(Part):
+    """How a probe puts its questions."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.tokenizer = tokenizer
+    chat: bool = Field(
+        False, description="as a user's turn in the tokenizer's chat template, the answer as the model's; else as text"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_idle(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `chat` where it is off: it is younger than stored results, and keys stay."""
+        found: dict[str, Any] = dump(self)
+        return {k: v for k, v in found.items() if k != "chat" or v}
+
+
+class Encodings:
+    """Texts to token ids, each text once. chat: texts are a user's turn."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, chat: bool = False) -> None:
+        self.tokenizer, self.chat = tokenizer, chat
         self._known: dict[tuple[str, str | None], Encoded] = {}
 
     def __call__(self, text: str, answer: str | None = None) -> Encoded:
         known = self._known.get((text, answer))
         if known is None:
-            known = self._known[text, answer] = encode(self.tokenizer, text, answer)
+            known = self._known[text, answer] = encode(
+                self.tokenizer, turn(self.tokenizer, text) if self.chat else text, answer
+            )
         return known

@@ -41,10 +41,11 @@ def _plan(
     limit: int | None,
     ends: frozenset[int],
 ) -> _Plan:
-    encodings = Encodings(tokenizer)
+    encodings = Encodings(tokenizer, score.chat)
     scored = score.asked(questions, encodings, limit)
     continued, guesses, rests = None, [], {}
     if generate is not None:
+        encodings = encodings if generate.chat == score.chat else Encodings(tokenizer, generate.chat)
         continued = generate.asked(questions, encodings, limit, ends)
 
         def tokens(text: str, answer: str) -> Ids:

@@ -16,8 +16,8 @@ from pydantic import Field
 
 from retention.probes._decode import Continued, Prompt, greedy
 from retention.probes._forward import max_positions
-from retention.probes._prepared import Encodings
-from retention.types import Part, Question, Reading
+from retention.probes._prepared import Asking, Encodings
+from retention.types import Question, Reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -26,7 +26,7 @@ SPARE_TOKENS = 4  # beyond the longest answer: room for "the", a title, an end o
 ARTICLES = frozenset({"a", "an", "the"})
 
 
-class Generate(Part):
+class Generate(Asking):
     """Greedy decoding with a cache, all questions in step; each text and way of stopping is decoded once."""
 
     name: Literal["generate"] = "generate"
@@ -55,7 +55,9 @@ class Generate(Part):
         substring of it, word borders or not. `state` is too_long where question and new tokens exceed the model's
         positions, no_tokens for a text without tokens, nan_logits where a logit on the way is NaN or infinite.
         """
-        asked = self.asked(questions, Encodings(tokenizer), max_positions(model), end_tokens(model, tokenizer))
+        asked = self.asked(
+            questions, Encodings(tokenizer, self.chat), max_positions(model), end_tokens(model, tokenizer)
+        )
         said = greedy(model, asked.prompts, self.tokens_per_batch)
         return [
             Reading(question_id=question.id, step=step, **measures)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from retention.probes._forward import max_positions, token_scores
 from retention.probes._rows import Continuation
-from retention.tokens import encode
+from retention.tokens import encode, turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -24,11 +24,12 @@ def rivals(
     asked: Sequence[tuple[str, str, tuple[str, ...]]],
     *,
     tokens_per_batch: int = 2048,
+    chat: bool = False,
 ) -> list[str | None]:
     """For each (text, answer, objects): the object other than the answer with the largest log-probability a token.
 
     Only the few objects whose first tokens are the most likely are scored in full. None where there is no other object,
-    or no text with an object fits into the model.
+    or no text with an object fits into the model. chat: the texts are put as a user's turn.
     """
     limit = max_positions(model)
     firsts: dict[tuple[str, str], Continuation] = {}
@@ -36,7 +37,7 @@ def rivals(
         for name in objects:
             if name == answer or (text, name) in firsts:
                 continue
-            encoded = encode(tokenizer, text, name)
+            encoded = encode(tokenizer, turn(tokenizer, text) if chat else text, name)
             if 1 <= encoded.answer_start < len(encoded.ids) and (limit is None or len(encoded.ids) <= limit):
                 firsts[text, name] = Continuation(ids=encoded.ids, start=encoded.answer_start)
 

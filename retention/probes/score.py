@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from retention.probes._forward import Scores, max_positions, token_scores
-from retention.probes._prepared import Encodings
+from retention.probes._prepared import Asking, Encodings
 from retention.probes._rows import Continuation
-from retention.types import Part, Question, Reading
+from retention.types import Question, Reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
-class Score(Part):
+class Score(Asking):
     """Teacher-forced scoring. All questions are read together: their order and number do not change a reading."""
 
     name: Literal["score"] = "score"
@@ -46,7 +46,7 @@ class Score(Part):
         or nothing stands before its first, nan_logits where a needed logit is NaN or infinite; all measures are then
         None. Exact to about 1e-6 nats whatever else is asked in the same call.
         """
-        asked = self.asked(questions, Encodings(tokenizer), max_positions(model))
+        asked = self.asked(questions, Encodings(tokenizer, self.chat), max_positions(model))
         wanted = tuple(dict.fromkeys(asked.continuations))
         found = dict(zip(wanted, token_scores(model, wanted, self.tokens_per_batch), strict=True))
         return [
