@@ -229,7 +229,7 @@ def _own_config(model: Any) -> Any:
 
     folder = resolve(model.name, model.revision)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         int(config.get_text_config().num_hidden_layers)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"model: {folder}: its config.json describes no causal language model: {error}") from None

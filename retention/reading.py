@@ -60,7 +60,7 @@ def load(
     if by is not None and table != "rows":
         raise UserError(f"load: `by` gives means of the table rows, not of {table}")
     if table == "runs":
-        return runs
+        return runs.assign(state=_states(store, runs))
     kind: Kind = "bases" if table in ("facts", "questions") else "runs"
     key = "base_id" if kind == "bases" else "run_id"
     done = runs[runs["complete"]]
@@ -100,6 +100,16 @@ def _runs(path: Path) -> tuple[Store, pd.DataFrame]:
     if study is None:
         runs = runs.drop_duplicates("run_id")
     return store, runs.reset_index(drop=True)
+
+
+def _states(store: Store, runs: pd.DataFrame) -> list[str]:
+    """Of each run: `ok`, `to do`, or the stage that failed and why, in one line."""
+    failed = {(f["stage"], f["key"]): f"{f['stage']} failed: {f['error']}".partition("\n")[0] for f in store.failures()}
+    found = []
+    for run in runs.itertuples():
+        stages = (("prepare", run.base_id), ("edit", run.edit_id), ("tune", run.run_id))
+        found.append("ok" if run.complete else next((failed[at] for at in stages if at in failed), "to do"))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ in DuckDB

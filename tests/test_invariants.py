@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from retention import stages
+from retention import stages, yaml_file
 from retention.adapters import Adapter, Full
 from retention.deltas import load_delta, save_delta
 from retention.engines import inline
@@ -180,6 +181,47 @@ def test_outside_libraries_have_one_home():
         and "pq.write_table" in path.read_text()
     }
     assert written == {"store.py"}
+
+
+# ------------------------------------------------------------------------------------------------ what files may do
+
+UNPICKLE = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+
+
+def calls() -> list[tuple[str, str, ast.Call]]:
+    """(file, what is called as it is written, the call) of the whole package, the scripts and the benchmarks."""
+    folders = (PACKAGE, PACKAGE.parent / "analysis", PACKAGE.parent / "benchmarks")
+    return [
+        (str(path.relative_to(PACKAGE.parent)), ast.unparse(node.func), node)
+        for folder in folders
+        for path in sorted(folder.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
+
+
+def test_no_file_that_is_read_can_run_code():
+    """No pickle, by whatever name: weights are safetensors, tables parquet, settings YAML by a safe loader."""
+    assert {name for path in modules() for name in imports(path)} & UNPICKLE == set()
+    found = calls()
+    assert len(found) > 5000
+    forbidden = {"torch.load", "np.load", "numpy.load", "pd.read_pickle", "eval", "exec", "compile", "os.system"}
+    assert [(path, name) for path, name, _ in found if name in forbidden] == []
+    loads = [(path, ast.unparse(call)) for path, name, call in found if name in ("yaml.load", "yaml.unsafe_load")]
+    assert loads == [("retention/yaml_file.py", "yaml.load(text, Loader=_Loader)")]
+    assert issubclass(yaml_file._Loader, yaml.SafeLoader | yaml.CSafeLoader)
+    assert [path for path, _, call in found if any(k.arg == "shell" for k in call.keywords)] == []
+
+
+def test_code_that_comes_with_weights_is_never_run():
+    """Every place that reads a model or a tokenizer of somebody else's says so; none says otherwise."""
+    said = {
+        (path, name): [ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg == "trust_remote_code"]
+        for path, name, call in calls()
+        if name.endswith(".from_pretrained") or any(keyword.arg == "trust_remote_code" for keyword in call.keywords)
+    }
+    assert len(said) >= 3
+    assert {place: value for place, value in said.items() if value != ["False"]} == {}
 
 
 # ------------------------------------------------------------------------------------------------ measuring

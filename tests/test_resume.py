@@ -22,7 +22,7 @@ import retention
 from retention import fine_tuning, snapshot
 from retention import resume as resuming
 from retention.adapters import Adapter, Full
-from retention.cli import Terminated
+from retention.cli import main
 from retention.interrupts import Held as Signals
 from retention.interrupts import held_back
 from retention.models import anatomy
@@ -336,13 +336,12 @@ def test_small_runs_save_nothing(short, tmp_path, cache, monkeypatch):
 # ------------------------------------------------------------------------------------------------ signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_at_a_signal_the_step_is_done_and_saved(short, tmp_path, cache, steps, monkeypatch, number):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_at_a_signal_the_step_is_done_and_saved(short, tmp_path, cache, steps, monkeypatch, capsys, number, code):
     place = emptied(short, tmp_path)
+    (tmp_path / "short.yaml").write_text(json.dumps(short[0].document))
+    monkeypatch.setenv("RETENTION_CACHE", str(cache))
     own = Resume.due
-
-    def terminate(*_: Any) -> None:
-        raise Terminated
 
     def due(self: Resume) -> bool:
         if steps[-1] == 2:
@@ -350,13 +349,13 @@ def test_at_a_signal_the_step_is_done_and_saved(short, tmp_path, cache, steps, m
         return own(self)
 
     monkeypatch.setattr(Resume, "due", due)
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        with pytest.raises(Terminated if number == signal.SIGTERM else KeyboardInterrupt):
-            go(short[0], place, cache)
-        assert signal.getsignal(signal.SIGTERM) is terminate
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as left:
+        main(["run", str(tmp_path / "short.yaml"), "--results", str(place), "--quiet"])
+    assert left.value.code == code
+    said = capsys.readouterr().err
+    assert "1 of 3 stages are left (1 tune, 1 of them begun and saved); run the same command to go on" in said
+    assert signal.getsignal(signal.SIGTERM) is before
     assert steps == [1, 2]
     assert [p.name for p in place.rglob("resume/*")] == ["tune-1-00000002"]
     monkeypatch.setattr(Resume, "due", own)

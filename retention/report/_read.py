@@ -72,7 +72,7 @@ def opened(path: Path) -> Opened:
 
 def _columns(runs: pd.DataFrame) -> list[str]:
     """`statistics.cell_columns` of rows that are not there yet."""
-    keys = ("only", "run_id", "edit_id", "base_id", "seed", "facts_seed", "study", "complete", *st.CELL)
+    keys = ("only", "run_id", "edit_id", "base_id", "seed", "facts_seed", "study", "complete", "state", *st.CELL)
     return [*st.CELL, *(name for name in runs.columns if name not in keys)]
 
 

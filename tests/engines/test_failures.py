@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import resource
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import retention
-from retention import ids
+from retention import ids, snapshot
 from retention.api import Unfinished
 from retention.cli import main
-from retention.store import Store
+from retention.store import Store, write_json, write_table
 from retention.study import Run
 from retention.types import UserError
 from tests.engines.fakes import faked, noted, study, traceback_of
+from tests.engines.processes import Forked
 
 
 @pytest.fixture
@@ -47,7 +55,9 @@ def test_the_rest_of_the_grid_goes_on_and_the_failure_is_told(place, capsys):
     assert "RuntimeError: the solver" in text
     assert "--retry-failed" in text
     store = Store(place / "r")
-    assert len(retention.load(place / "r", "runs").query("complete")) == 2
+    runs = retention.load(place / "r", "runs")
+    assert dict(runs["state"].value_counts()) == {"ok": 2, "edit failed: RuntimeError: the solver": 2}
+    assert list(runs["complete"]) == list(runs["state"] == "ok")
     (failed,) = store.failures()
     run = next(r for r in study().runs if r.settings.editor.name == "rome")
     assert (failed["stage"], failed["key"], failed["attempts"]) == ("edit", ids.edit_id(run), 2)
@@ -157,6 +167,66 @@ def test_a_file_that_may_not_be_read_is_no_full_disk(place):
 
     with pytest.raises(Unfinished, match=r"Permission denied: '/elsewhere/rows.jsonl'"):
         go(place, forbidden)
+
+
+WRITERS = {
+    "parquet": lambda path: write_table(path, pa.table({"a": torch.randn(1 << 16).numpy()})),
+    "json": lambda path: write_json(path, {"a": "x" * (1 << 18)}),
+    "safetensors": lambda path: save_file({"a": torch.ones(1 << 16)}, path),
+    "snapshot": lambda path: snapshot.save(path, {"a": torch.ones(1 << 16)}),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_the_system_refuses_to_write_is_one_clear_error_of_every_writer(place, name):
+    """A limit on the size of files is refused as a full disk is: in the middle of writing, by the system."""
+
+    def large(kind: str, run: Run) -> None:
+        if kind == "edit":
+            WRITERS[name](place / "r" / "large")
+
+    def work() -> int:
+        sys.stderr = (place / "said").open("w", buffering=1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, 1 << 17))
+        try:
+            go(place, large)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return 2
+        return 0
+
+    assert Forked(work).wait() == 2
+    said = (place / "said").read_text()
+    assert "cannot be written: File too large. Nothing half-written is used; mend it" in said
+    assert len(said.splitlines()) == 1
+    assert not list((place / "r").glob("edits/*"))
+    go(place)
+    assert retention.load(place / "r", "runs")["complete"].all()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="becomes another user, as only root may")
+def test_a_folder_that_is_really_read_only(monkeypatch):
+    """As another user, since root writes everywhere; told before any stage."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        place.chmod(0o777)
+        (place / "r").mkdir(mode=0o755)  # root's: nobody else may write into it
+
+        def work() -> int:
+            sys.stderr = (place / "said").open("w", buffering=1)
+            os.setuid(65534)
+            try:
+                go(place)
+            except UserError as error:
+                print(error, file=sys.stderr)
+                return 2
+            return 0
+
+        assert Forked(work).wait() == 2
+        said = (place / "said").read_text()
+        assert "cannot be written: Permission denied; give another folder with --results" in said
+        assert begun(place, "prepare") == 0
+        assert [p.name for p in (place / "r").iterdir()] == []
 
 
 def test_a_folder_that_cannot_be_made_is_told_before_work_starts(place, monkeypatch):

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import resource
-from pathlib import Path
-
 import pytest
 import torch
 
-import retention
 from retention.engines import _models
 from retention.engines._models import Kept
 from retention.models import Loaded
-from retention.types import UserError
-from tests.engines.fakes import faked, study
-from tests.engines.processes import Forked
 from tests.tiny import build
 
 
@@ -59,30 +51,3 @@ def test_one_model_at_a_time_and_none_that_is_large(monkeypatch):
     for _ in range(2):
         keep("c", lambda: loader(calls, "c"))
     assert calls[3:] == ["c", "c"]
-
-
-def test_a_real_limit_on_what_may_be_written(tmp_path: Path):
-    """The system refuses a large file, as a full disk would: one clear error, and the next run goes on from there."""
-    said = tmp_path / "said"
-
-    def large(kind: str, run: object) -> None:
-        if kind == "edit":
-            (tmp_path / "large").write_bytes(bytes(1 << 20))
-
-    def work() -> int:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, 1 << 19))
-        try:
-            with faked(tmp_path / "log", breaks=large):
-                retention.run(study(), results=tmp_path / "r", cache=tmp_path)
-        except UserError as error:
-            said.write_text(str(error))
-            return 2
-        return 0
-
-    assert Forked(work).wait() == 2
-    assert said.read_text().endswith(
-        "cannot be written: File too large. Nothing half-written is used; mend it and run the same command"
-    )
-    assert sorted(os.listdir(tmp_path / "r")) == ["bases", "fake", "store.json"]
-    with faked(tmp_path / "log"):
-        retention.run(study(), results=tmp_path / "r", cache=tmp_path)
