@@ -140,7 +140,7 @@ def _tune(run: Run, bench: Bench, split: int) -> None:
         if resume.first is not None:
             put_back(dict(loaded.model.named_parameters()), resume.first["weights"])
             scene.memory.update(resume.first["memory"])
-        signals.holding = True
+        signals.holding = alone = ranks.size() == 1  # several ranks would have to save, and to begin, at the same step
         for number, (t, task) in enumerate(zip(s.tunes, tasks, strict=True), 1):
             if number <= len(results):
                 continue
@@ -153,7 +153,7 @@ def _tune(run: Run, bench: Bench, split: int) -> None:
                 "results": told,
                 "split": split,
             }
-            if number > resume.number:
+            if number > resume.number and alone:
                 resume.begin(number, {"weights": dict(loaded.model.named_parameters()), "memory": scene.memory})
                 signals.deliver()
             last = number == len(tasks)

@@ -201,8 +201,11 @@ def calls() -> list[tuple[str, str, ast.Call]]:
 
 
 def test_no_file_that_is_read_can_run_code():
-    """No pickle, by whatever name: weights are safetensors, tables parquet, settings YAML by a safe loader."""
-    assert {name for path in modules() for name in imports(path)} & UNPICKLE == set()
+    """No pickle, by whatever name: weights are safetensors, tables parquet, settings YAML by a safe loader.
+
+    But one: launch.py hands a run to the processes that it starts, in a temporary folder that is its own.
+    """
+    assert {path.name for path in modules() if imports(path) & UNPICKLE} == {"launch.py"}
     found = calls()
     assert len(found) > 5000
     forbidden = {"torch.load", "np.load", "numpy.load", "pd.read_pickle", "eval", "exec", "compile", "os.system"}
