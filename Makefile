@@ -30,6 +30,7 @@ check: setup
 # Every figure and table of results/ again, from the tables stored there; git diff shows what has changed.
 figures: setup
 	$(BIN)/python analysis/figures.py results
+	$(BIN)/python analysis/cited.py README.md docs/findings.md
 
 chaos: setup
 	$(BIN)/python benchmarks/chaos.py

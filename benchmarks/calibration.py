@@ -290,7 +290,7 @@ def half_lives(rng: np.random.Generator, runs: int, times: int) -> Iterator[Line
 
 def hazards(rng: np.random.Generator, runs: int, times: int) -> Iterator[Line]:
     """Losses that depend on the margin and the run alone: how often the regression says that editing matters."""
-    times, told, rejected = times // 4, 0, 0
+    times, told, rejected = times // 2, 0, 0
     checkpoints = CHECKPOINTS.get(runs, LATER)
     for _ in range(times):
         table = planted_table(rng, runs, 0.0)

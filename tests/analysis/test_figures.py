@@ -77,6 +77,24 @@ def test_all_that_is_cited_can_be_drawn(figures):
         assert link.rpartition(".")[0] in made, link
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/findings.md"])
+def test_tables_in_our_texts_are_the_stored_ones(figures, name):
+    import cited as script
+
+    text = (ROOT / name).read_text()
+    assert script.MARK.search(text)
+    assert script.written(text, RESULTS) == text
+    mark = "<!-- table: remedies mitigations rome -->\n"
+    new = script.written(f"a\n{mark}\n| old |\n| --- |\n\nb\n", RESULTS)
+    assert new.startswith(f"a\n{mark}\n| remedy | edited, kept | intrinsic, kept | task accuracy gained |\n")
+    assert new.endswith(" |\n\nb\n")
+    assert "old" not in new
+    with pytest.raises(figures.UserError, match="unknown kind 'hold'; expected one of held, gains, remedies"):
+        script.written("<!-- table: hold quickstart -->\n", RESULTS)
+    with pytest.raises(figures.UserError, match="mitigations has no line of the editor 'roma'"):
+        script.written("<!-- table: remedies mitigations roma -->\n", RESULTS)
+
+
 def test_a_folder_without_tables_is_said(figures, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["figures", str(tmp_path)])
     with pytest.raises(figures.UserError, match="no study with a table"):

@@ -1,0 +1,105 @@
+"""The tables in our texts, from the stored tables (CSV) of results/.
+
+    python analysis/cited.py README.md docs/findings.md
+
+A line `<!-- table: KIND STUDY [EDITOR] -->` stands above each such table, which is written anew. KIND: `held`, what
+held at step 0 and was kept; `gains`, kept against gained; `remedies`, each mitigation against none. `make figures`
+runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import tables
+from opened import names_of, script
+
+from retention.store import write_text
+from retention.types import UserError
+
+MARK = re.compile(r"(<!-- table: (\w+) (\w+)(?: ([\w-]+))? -->\n\n?)((?:\|.*\n)*)")
+AT_0 = {
+    "efficacy_at_0": "efficacy", "paraphrase_at_0": "paraphrase", "intrinsic_at_0": "intrinsic",
+    "neighbor_at_0": "neighbors", "same_subject_at_0": "same subject",
+}  # fmt: skip
+KEPT = {"edited_kept": "edited, kept", "intrinsic_kept": "intrinsic, kept"}
+UNIT = {"task_accuracy": "accuracy", "task_loss": "nats"}
+
+
+def varied(found: pd.DataFrame, first: str) -> pd.DataFrame:
+    """The columns that tell the lines apart."""
+    return found[[n for n in names_of(found, first) if n == "editor" or found[n].nunique() > 1]].copy()
+
+
+def told(row: pd.Series, name: str, *, signed: bool = False) -> str:
+    return tables.told(tables.estimate(row, name), "none right", signed=signed, n=False)
+
+
+def held(folder: Path, _: str | None) -> pd.DataFrame:
+    found = tables.read(folder, "summary", names_end="runs")
+    out = varied(found, "runs")
+    for name, title in AT_0.items():
+        if found[name].notna().any():
+            out[title] = [f"{value:.2f}" for value in found[name]]
+    for name, title in {**KEPT, "edited_minus_intrinsic": "edited - intrinsic"}.items():
+        out[title] = [told(row, name) for _, row in found.iterrows()]
+    return out
+
+
+def gains(folder: Path, _: str | None) -> pd.DataFrame:
+    found = tables.read(folder, "pareto", names_end="runs")
+    out = varied(found, "runs")
+    for name, title in KEPT.items():
+        out[title] = [told(row, name) for _, row in found.iterrows()]
+    out["gained"] = [f"{row.gain:+.2f} {UNIT[str(row.measure)]}" for row in found.itertuples()]
+    return out
+
+
+def remedies(folder: Path, editor: str | None) -> pd.DataFrame:
+    """Bold: q of Student's t over seeds at most 5 %."""
+    found = tables.read(folder, "mitigations", names_end="against")
+    found = found[found["editor"] == editor]
+    out: dict[str, dict[str, str]] = {}
+    for _, row in found.iterrows():
+        measure = str(row["measure"])
+        title = KEPT.get(f"{measure}_kept", measure.replace("_", " ").replace(" gain", " gained"))
+        text = tables.told(tables.estimate(row, "difference"), "none right", signed=True, n=False)
+        out.setdefault(str(row["mitigations"]), {})[title] = f"**{text}**" if row["q_t"] <= 0.05 else text
+    return pd.DataFrame([{"remedy": remedy} | line for remedy, line in out.items()])
+
+
+KINDS: dict[str, Callable[[Path, str | None], pd.DataFrame]] = {"held": held, "gains": gains, "remedies": remedies}
+
+
+def written(text: str, results: Path) -> str:
+    """The text with its tables written anew. Raises UserError for a mark that names no stored table."""
+
+    def table(match: re.Match[str]) -> str:
+        mark, kind, study, editor = match.group(1, 2, 3, 4)
+        if kind not in KINDS:
+            raise UserError(f"table: unknown kind {kind!r}; expected one of {', '.join(KINDS)}")
+        found = KINDS[kind](results / study, editor)
+        if found.empty:
+            raise UserError(f"table: {study} has no line of the editor {editor!r}")
+        return f"{mark.rstrip()}\n\n{tables.markdown(found)}\n"
+
+    return MARK.sub(table, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("texts", type=Path, nargs="+", help="Markdown files")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="a results folder")
+    args = parser.parse_args()
+    for path in args.texts:
+        text = path.read_text(encoding="utf-8")
+        write_text(path, written(text, args.results))
+        print(f"written: {path} ({len(MARK.findall(text))} tables)")
+
+
+if __name__ == "__main__":
+    script(main, "cited")
