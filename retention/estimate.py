@@ -302,7 +302,8 @@ def advice(needs: Sequence[Need], available: float) -> str | None:
         "logits": "a smaller tokens_per_batch of the probes"
         if worst.stage == "prepare"
         else "a smaller tune.trainer.per_device_train_batch_size",
-        "weights": "a smaller model, a larger device, or several (launch: {accelerate_config: fsdp2})",
+        "weights to read": "a smaller model, or a larger device: each holds the whole of it to read it",
+        "weights": "a smaller model, or a larger device",
     }[largest]
     return (
         f"{worst} does not fit into {available:.1f} GiB; most is for {largest}: "

@@ -11,7 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +256,8 @@ def _tune_need(run: Run, t: Tune, shape: Shape, here: Device, known: Known) -> t
         cpu=not here.accelerator,
         shards=1 if s.launch is None else s.launch.shards,
     )
+    if s.launch is not None and s.launch.count > 1:  # each rank holds the whole model that is read beside its share
+        need = replace(need, parts={**need.parts, "weights to read": shape.parameters * estimate.FLOAT / estimate.GIB})
     with_ = [m.name for m in s.mitigations if m.copies or m.held(shape, 1)]
     name = " with ".join([f"{objective.name} {adapter.name}", *(["+".join(with_)] if with_ else [])])
     return f"{name}, {batch} rows of up to {rows.longest} tokens", need

@@ -159,6 +159,16 @@ def test_what_does_not_fit_is_refused_with_what_to_change(place, monkeypatch, ca
     assert not planned().refusals
 
 
+def test_several_devices_share_what_training_needs_and_each_holds_what_is_read(place):
+    (alone,) = (need for _, need in planned().needs["openai-community/gpt2-xl"] if need.stage == "tune")
+    launch = {"accelerate_config": "fsdp2", "processes": 4}
+    (shared,) = (need for _, need in planned(launch=launch).needs["openai-community/gpt2-xl"] if need.stage == "tune")
+    for part in ("weights", "gradients", "optimizer"):
+        assert shared.parts[part] == pytest.approx(alone.parts[part] / 4)
+    assert shared.parts["activations"] == alone.parts["activations"]  # each has a batch of its own
+    assert shared.parts["weights to read"] == alone.parts["weights"]
+
+
 # ------------------------------------------------------------------------------------------------ measured
 
 
