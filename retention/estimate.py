@@ -148,8 +148,10 @@ class Need:
         return sum(self.parts.values())
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {value:.1f}" for name, value in self.parts.items() if value >= 0.05)
-        return f"{self.stage}: {self.total:.1f} GiB ({parts})" if parts else f"{self.stage}: {self.total:.1f} GiB"
+        unit, each, digits = ("GiB", 1, 1) if self.total >= 1 else ("MiB", 1024, 0)
+        parts = {name: f"{value * each:.{digits}f}" for name, value in self.parts.items()}
+        told = ", ".join(f"{name} {text}" for name, text in parts.items() if float(text))
+        return f"{self.stage}: {self.total * each:.{digits}f} {unit}" + (f" ({told})" if told else "")
 
 
 def activations(shape: Shape, batch: int, length: int, bytes_each: int, *, checkpointing: bool = False) -> float:

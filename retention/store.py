@@ -167,7 +167,8 @@ class Store:
     @staticmethod
     def _ours(path: Path) -> bool:
         if path.is_dir():
-            return path.name in RESERVED or (path / "study.yaml").is_file() or (path / "summary.csv").is_file()
+            marks = ("study.yaml", "summary.csv", "replication.csv")
+            return path.name in RESERVED or any((path / mark).is_file() for mark in marks)
         # store.json: another process has made the folder ours since we looked
         return path.suffix in (".md", ".csv", ".png", ".pdf") or path.name[0] == "." or path.name == "store.json"
 

@@ -165,3 +165,8 @@ def test_what_is_recorded_of_a_study_is_not_written_again(copy):
     assert (copy / "small" / "runs.parquet").stat().st_mtime_ns == before
     store.write_study("small", "another: one\n", records[:2])
     assert len(load(copy / "small", "runs")) == 2
+
+
+def test_the_committed_summaries_are_no_foreign_folder():
+    """What lies in the project's own results/ does not stop the first run of a fresh clone."""
+    Store.peek(Path(__file__).resolve().parents[1] / "results")
