@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from retention.engines import Engine
+from retention.engines import Engine, ray
 from retention.types import UserError
 
 
@@ -59,3 +61,18 @@ def test_workers_share_the_cores(monkeypatch):
     assert [pool(n, 3, 0.0) for n in (1, 4)] == [1, 2]
     assert pool(4, 16, 0.0) == 1
     assert pool(20, 4, 0.25) == 20  # on a GPU the cores mostly wait
+
+
+def test_ray_starts_a_cluster_of_its_own_beside_another_studys(monkeypatch):
+    """Left to itself, Ray joins whatever cluster runs on the machine, and then refuses the number of CPUs."""
+    asked: list[tuple[Any, Any]] = []
+    fake = SimpleNamespace(
+        is_initialized=lambda: False, init=lambda *a, **k: asked.append((a, k)), shutdown=lambda: None
+    )
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with ray._running(fake, 2, 3, None):
+        pass
+    with ray._running(fake, 2, 3, "head:6379"):
+        pass
+    assert [a or k["address"] for a, k in asked] == [("local",), "head:6379"]
+    assert [k.get("num_cpus") for _, k in asked] == [6, None]
