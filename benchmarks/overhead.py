@@ -6,7 +6,8 @@ The facts, the edits, the task, the batches and the number of steps are those of
 (experiments/quickstart.yaml). With --model, another model folder; questions and rows are then made up, as many. At each
 checkpoint the model is read as a run reads it: the probes score and generate in one pass, the task's held-out rows, and
 the readings are written as parquet. One thread; the two ways alternate and each pair gives a ratio, of which the median
-counts. Neither imports nor the loading of the model are timed, the setting up of the trainer is.
+counts. Neither imports nor the loading of the model are timed, the setting up of the trainer is. A checkpoint is also
+told in steps of training, by time and by multiplications: what no way of reading as many questions can go below.
 
 freezing: a step with the embeddings and the blocks up to one of them frozen over a step of everything. What the skipped
 backward pass predicts counts multiplications only (forward 1, gradient of the inputs 1, of the weights 1); attention's
@@ -32,6 +33,7 @@ from typing import Any
 import probing
 import torch
 import transformers
+from torch.utils.flop_counter import FlopCounterMode
 
 from retention import tune
 from retention.adapters import Full
@@ -195,6 +197,7 @@ def overhead(given: Material, checkpoints: int, repeats: int) -> dict[str, Any]:
         for probe in (Score(), Generate()):
             model, words = given.loaded.model, given.loaded.tokenizer
             clock.timed(probe.name, partial(read_all, [probe], model, words, given.questions, 0, prepared))
+    step = statistics.median(plain for plain, _, _ in pairs) / given.steps
     return {
         "ratio": statistics.median(total / plain for plain, total, _ in pairs),
         "ratio_within_a_run": statistics.median(total / (total - sum(p.values())) for _, total, p in pairs),
@@ -205,9 +208,20 @@ def overhead(given: Material, checkpoints: int, repeats: int) -> dict[str, Any]:
         "cpu_seconds_a_checkpoint": {
             part: statistics.median(parts[part] for *_, parts in pairs) / checkpoints for part in pairs[0][2]
         },
+        "checkpoint_in_steps": statistics.median((total - plain) / checkpoints for plain, total, _ in pairs) / step,
         "cpu_seconds_alone": {name: seconds / repeats for name, seconds in alone.spent.items()},
         "checkpoints": checkpoints,
     }
+
+
+def products(given: Material) -> float:
+    """Multiplications of one checkpoint over those of one step of training, as torch counts them."""
+    with FlopCounterMode(display=False) as training:
+        fine_tune(given, 2)
+    with FlopCounterMode(display=False) as reading:
+        read_all((Score(), Generate()), given.loaded.model, given.loaded.tokenizer, given.questions, 0)
+        heldout(given.loaded.model, given.loaded.tokenizer, given.heldout)
+    return 2 * reading.get_total_flops() / training.get_total_flops()
 
 
 def predicted(model: Any, places: Anatomy, frozen: Sequence[str]) -> float:
@@ -272,6 +286,7 @@ def main() -> None:
         given = made_up(args.model, args.questions, args.steps)
 
     result = overhead(given, args.checkpoints, args.repeats)
+    result["products"] = products(given)
     result["freezing"] = freezing(given, args.freezing_steps, args.repeats)
     result["threads"] = torch.get_num_threads()
     model = given.loaded.model
@@ -295,6 +310,7 @@ def main() -> None:
     print(f"fine-tune        without {seconds['without']:7.2f}   with probes {seconds['with']:7.2f}")
     print(f"ratio            {result['ratio']:.2f}x   (within a run: {result['ratio_within_a_run']:.2f}x)")
     print("a checkpoint     " + "   ".join(f"{part} {s:.3f}" for part, s in parts.items()))
+    print(f"in steps         time {result['checkpoint_in_steps']:.1f}   multiplications {result['products']:.1f}")
     print("a probe alone    " + "   ".join(f"{name} {s:.3f}" for name, s in result["cpu_seconds_alone"].items()))
     for row in result["freezing"]:
         full, frozen = (row["cpu_seconds_a_step"][way] * 1e3 for way in ("full", "frozen"))

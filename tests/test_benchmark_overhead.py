@@ -34,6 +34,8 @@ def test_prints_one_object(folder: Path, capsys: pytest.CaptureFixture[str], mon
     result = json.loads(capsys.readouterr().out)
     assert result["sizes"]["questions"] == 5
     assert result["ratio"] > 0
+    assert result["products"] > 0
+    assert "checkpoint_in_steps" in result
     assert result["ratio_within_a_run"] > 1
     assert result["cpu_seconds_a_checkpoint"].keys() == {"score and generate", "task", "writing"}
     assert result["cpu_seconds_alone"].keys() == {"score", "generate"}
