@@ -349,7 +349,7 @@ def fine_tune(
         seconds = time.perf_counter() - start
         if together:
             ranks.spread(trainer_, wrapped)
-        state = trainer_.state
+        state, known = trainer_.state, config_fields(type(config))  # once: resolving the types takes 10 ms
         last = state.max_steps if budget.tokens is None else state.global_step
         unread = [n for n in sorted(at) if watch.diverged and state.global_step < n <= last and ranks.rank() == 0]
         for step in unread:
@@ -369,7 +369,7 @@ def fine_tune(
         trainable=tuple(trainable),
         trainable_count=sum(trainable.values()),
         adapted=adapted_modules(wrapped),
-        arguments={k: v for k, v in arguments.items() if k in config_fields(type(config))},
+        arguments={k: v for k, v in arguments.items() if k in known},
         log=tuple(entry for entry in state.log_history if "loss" in entry),
         resumed=resumed,
         split=parts,
