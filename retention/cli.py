@@ -108,7 +108,8 @@ def run(
         name=engine, workers=workers, gpus_per_run=gpus_per_run, address=address, cluster=cluster, job=parameters
     )
     loaded = Study.load(study, overrides or ())
-    _remark(loaded)
+    if not quiet:
+        _remark(loaded)
     with Progress(quiet=quiet) as progress:
         try:
             folder = api.run(
