@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import pandas as pd
 
@@ -54,6 +54,10 @@ def load(
 
         retention.load("results", by=["editor", "objective", "group", "step"], given="all_correct")
     """
+    if table not in get_args(Table):
+        raise UserError(
+            f"load: no table {table!r}{nearest(table, get_args(Table))}; there are: {', '.join(get_args(Table))}"
+        )
     store, runs = _runs(Path(path))
     if by is None and (measures is not None or given is not None):
         raise UserError("load: `measures` and `given` go with `by`: without it every row is read as it is")
@@ -76,7 +80,8 @@ def load(
     files = {k: store.folder(kind, k) / f"{table}.parquet" for k in done[key].drop_duplicates()}
     found = [pd.read_parquet(file).assign(**{key: k}) for k, file in files.items() if file.is_file()]
     if not found:
-        raise UserError(f"{store.root}: no run of this study read the edited matrices (weights: true)")
+        hint = ": no run read the edited matrices (weights: true)" if table == "weights" else ""
+        raise UserError(f"{store.root}: no {table}.parquet with any run of this study{hint}")
     return pd.concat(found, ignore_index=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,39 @@ def test_imports_point_down(path):
             assert other not in APART, f"{me} imports {name}"
         if other == "tune":
             assert level(me) > 2, f"{me} imports {name}"
+
+
+def at_once(path: Path) -> set[str]:
+    """The modules of the package that are imported when a file is: not within functions, not for type checkers."""
+    known = {module_name(p) for p in modules()}
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {name if (name := f"{node.module}.{alias.name}") in known else node.module for alias in node.names}
+    # Python begins with the packages around a module; those around the file itself have begun before it.
+    within = {package for name in found for package in packages(name)} - {
+        module_name(path),
+        *packages(module_name(path)),
+    }
+    return (found | within) & known
+
+
+def packages(name: str) -> set[str]:
+    """`retention.facts.draw` -> `retention`, `retention.facts`."""
+    parts = name.split(".")
+    return {".".join(parts[:n]) for n in range(1, len(parts))}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_any_module_can_be_the_first_that_is_imported():
+    graph = {module_name(path): at_once(path) for path in modules()}
+    assert {"retention.facts", "retention.facts.zsre"} <= graph["retention.world.facts_model"]
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
 
 
 @pytest.mark.parametrize("folder", APART)

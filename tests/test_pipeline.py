@@ -371,7 +371,7 @@ def test_abilities_and_edited_matrices_are_read_at_the_same_steps(cache, tmp_pat
     columns = ["step", "question_id", *MEASURES]
     one, other = (retention.load(tmp_path / name)[columns] for name in ("without", "with"))
     pd.testing.assert_frame_equal(one, other, check_exact=True)
-    with pytest.raises(UserError, match="no run of this study read the edited matrices"):
+    with pytest.raises(UserError, match=r"no weights\.parquet .*: no run read the edited matrices \(weights: true\)"):
         retention.load(tmp_path / "without", "weights")
 
 

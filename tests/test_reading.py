@@ -44,6 +44,10 @@ def test_a_study_that_is_not_there(copy, tmp_path):
         load(copy / "quickstart")
     with pytest.raises(UserError, match="no results here"):
         load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"no table 'score'; did you mean 'scores'\?; there are: rows, sequence, "):
+        load(copy, "score")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"no weights\.parquet with any run .*: no run read .* \(weights: true\)"):
+        load(copy, "weights")
     Store(tmp_path / "empty", create=True)
     with pytest.raises(UserError, match="no study has been run here yet"):
         load(tmp_path / "empty")

@@ -21,7 +21,6 @@ from retention.facts.world import WorldFacts
 from retention.facts.zsre import ZsRE
 from retention.types import FactPool, Part, UserError
 from retention.world import WorldModel
-from retention.world.facts_model import FactModel
 
 AnyFacts = Annotated[
     WorldFacts | CounterFact | ZsRE | MQuAKE | KnowEdit | WikiBigEdit | QAEdit | S2RKE | ChronoEdit | PopQA | TRex
@@ -34,6 +33,8 @@ __all__ = ["AnyFacts", "pool_of"]
 
 def pool_of(facts: AnyFacts, model: Part, seed: int) -> FactPool:
     """What a source offers for a seed. The world's facts are those of the world that the model was pretrained on."""
+    from retention.world.facts_model import FactModel  # which reads phrasings from a file of this folder
+
     if isinstance(facts, WorldFacts):
         if not isinstance(model, WorldModel):
             raise UserError(
