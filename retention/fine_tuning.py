@@ -32,7 +32,7 @@ from retention.launch import launched, start
 from retention.mitigations import Mitigation, Scene, mixed_rows
 from retention.models import Loaded, anatomy
 from retention.probes import Prepared, read_all
-from retention.probes.ability import heldout
+from retention.probes.ability import Heldout, heldout
 from retention.relearn import chosen, relearn
 from retention.resume import Resume
 from retention.snapshot import put_back
@@ -40,7 +40,6 @@ from retention.soft_prompt import prompted
 from retention.stages import Bench, applied, drawn_facts, drop_if_empty, finite, load, paired, where
 from retention.store import SCORES, Keys, read_readings, table_of, write_json, write_readings, write_table
 from retention.study import Run, Tune
-from retention.tokens import turn
 from retention.trainer_fields import rows_needed
 from retention.types import STEP_BASE, STEP_EDITED, Delta, Fact, TaskRows, UserError
 from retention.weight_diagnostics import Diagnostics
@@ -212,10 +211,6 @@ class Reader:
             base_id=base_id(run), edit_id=edit_id(run), run_id=run_id(run), model_id=model_id(run.settings.model),
             **names(run),
         )  # fmt: skip
-        self.asked = [  # held-out rows as they are put to the model
-            [{**row, "prompt": turn(self.tokenizer, row["prompt"])} for row in task.heldout] if t.chat else task.heldout
-            for t, task in zip(run.settings.tunes, tasks, strict=True)
-        ]
         self.scores: list[dict[str, Any]] = []
         self.steps_before = self.tokens_before = 0  # done by earlier fine-tunes of a list
         self.prepared = Prepared()
@@ -230,7 +225,7 @@ class Reader:
         with prompted(self.model, other.get("soft_prompt", self.soft_prompt)) as model:
             for ability in self.abilities:
                 abilities += ability.read(model, self.tokenizer)
-            found = [heldout(model, self.tokenizer, rows, prepared=self.prepared) for rows in self.asked]
+            found = [self.heldout(model, number) for number in range(len(self.tasks))]
         same = {"run_id": self.keys.run_id, "step": step, "tokens_seen": tokens_seen}
         for number, read in enumerate(found, 1):
             which = "" if number == 1 else f"_{number}"  # of a list of fine-tunes
@@ -241,6 +236,11 @@ class Reader:
                 if value is not None or read.state != "ok"  # plain text has no accuracy
             ]
         self.scores += [{**same, "score": a.name, "value": a.value, "n": a.n, "state": a.state} for a in abilities]
+
+    def heldout(self, model: Any, number: int) -> Heldout:
+        """Of the task of one fine-tune, from 0; its rows as they are trained on."""
+        rows, chat = self.tasks[number].heldout, self.run.settings.tunes[number].chat
+        return heldout(model, self.tokenizer, rows, prepared=self.prepared, chat=chat)
 
     def checkpoint(self, step: int, tokens_seen: int, _model: Any) -> None:
         """All probes and scores, at a step of the present fine-tune."""
@@ -291,8 +291,7 @@ def _once(
 
     def enough(step: int) -> bool:
         with prompted(reader.model, reader.soft_prompt) as model:
-            rows = reader.asked[s.tunes.index(t)]
-            loss = heldout(model, reader.tokenizer, rows, prepared=reader.prepared).loss
+            loss = reader.heldout(model, s.tunes.index(t)).loss
         return loss is not None and t.until is not None and loss < t.until.loss
 
     which = f" {s.tunes.index(t) + 1} of {len(s.tunes)}" if len(s.tunes) > 1 else ""

@@ -7,7 +7,7 @@ merges across the border of prompt and answer cannot shift them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from retention.types import UserError
 
@@ -51,19 +51,41 @@ def turn(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
         raise UserError(
             "chat: this model's tokenizer has no chat template; use a model that was trained to chat, or chat: false"
         )
-    asked = [{"role": "user", "content": text}]
-    whole = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+    return _in_template(tokenizer, [{"role": "user", "content": text.strip()}], add_generation_prompt=True)
+
+
+def _in_template(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]], **settings: Any) -> str:
+    whole = str(tokenizer.apply_chat_template(turns, tokenize=False, **settings))
     bos = tokenizer.bos_token
     own = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     return whole.removeprefix(bos) if own and bos is not None else whole
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str | None = None) -> Encoded:
-    """Encode `prompt`, or `prompt answer` as one string. A token that straddles the border belongs to the answer."""
+def _replied(tokenizer: PreTrainedTokenizerFast, text: str, asked: str, answer: str) -> str:
+    """`asked`, the text's turn, and the answer after the white space, or none, that the template puts before replies.
+
+    With one space, as elsewhere, where the template writes a reply otherwise than it asks for one.
+    """
+    answer = answer.strip()
+    turns = [{"role": "user", "content": text.strip()}, {"role": "assistant", "content": answer}]
+    whole = _in_template(tokenizer, turns)
+    gap, found, _ = whole.removeprefix(asked).partition(answer)
+    return asked + gap + answer if whole.startswith(asked) and found and not gap.strip() else join(asked, answer)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str | None = None, *, chat: bool = False
+) -> Encoded:
+    """Encode `prompt`, or `prompt answer` as one string. A token that straddles the border belongs to the answer.
+
+    chat: the prompt is a user's turn, the answer the reply, as the tokenizer's chat template writes them.
+    """
+    text, prompt = prompt, turn(tokenizer, prompt) if chat else prompt
     if answer is None:
         ids, _ = _encode(tokenizer, prompt)
         return Encoded(ids=tuple(ids), answer_start=len(ids))
-    ids, offsets = _encode(tokenizer, join(prompt, answer))
+    whole = _replied(tokenizer, text, prompt, answer) if chat else join(prompt, answer)
+    ids, offsets = _encode(tokenizer, whole)
     start = next((i for i, (a, b) in enumerate(offsets) if b > len(prompt) and b > a), len(ids))
     # A token that is only the space between the two belongs to the prompt's side of nothing: count it with the answer.
     return Encoded(ids=tuple(ids), answer_start=start)

@@ -89,6 +89,7 @@ def resumable(
             put_back(own, begun["parameters"])
             put_back(dict(self.model.named_buffers()), begun["buffers"])
             self.optimizer.load_state_dict(begun["optimizer"])
+            _unrounded(self.optimizer, begun["optimizer"])
             self.lr_scheduler.load_state_dict(begun["scheduler"])
             for guard, state in zip(guards, begun["guards"], strict=True):
                 guard.resume(state)
@@ -103,6 +104,16 @@ def resumable(
                 set_rng_state(begun["rng"])
 
     return Resumable
+
+
+def _unrounded(optimizer: Any, saved: dict[str, Any]) -> None:
+    """What torch has rounded to the parameters' dtype as it loaded it: adafactor's is float32 beside bfloat16."""
+    numbers = [n for group in saved["param_groups"] for n in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        for name, value in saved["state"].get(number, {}).items():
+            if isinstance(value, torch.Tensor) and optimizer.state[parameter][name].dtype != value.dtype:
+                optimizer.state[parameter][name] = value
 
 
 def put_back_tallies(trainer: Any, tallies: dict[str, Any]) -> None:

@@ -8,6 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 from retention import preflight
 from retention.adapters import Full
@@ -17,7 +22,7 @@ from retention.probes import Generate, Score, read_all
 from retention.probes.ability import heldout
 from retention.probes.rivals import rivals
 from retention.study import Study, Tune
-from retention.tokens import turn
+from retention.tokens import encode, turn
 from retention.tune import Budget, Held, fine_tune
 from retention.types import Question, UserError
 from tests import tiny
@@ -69,6 +74,30 @@ def test_a_question_is_put_as_a_users_turn(folder):
     assert mixed.generated == together.generated
 
 
+@pytest.mark.parametrize(
+    ("asks", "replies", "expected"),
+    [
+        ("<I>", "<I>{{ m['content'] }}", "<U>born in<I>Paris"),
+        ("<I>\n", "<I>\n{{ m['content'] }}", "<U>born in<I>\nParis"),
+        ("<I>", "<I> {{ m['content'] }} ", "<U>born in<I> Paris"),
+        ("<I><think></think>", "<I>{{ m['content'] }}", "<U>born in<I><think></think> Paris"),
+    ],
+    ids=["nothing-between", "in-the-prompt", "a-space", "written-otherwise"],
+)
+def test_an_answer_stands_where_the_template_puts_a_reply(asks, replies, expected):
+    letters = Tokenizer(BPE({letter: i for i, letter in enumerate(sorted(ByteLevel.alphabet()))}, []))
+    letters.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    letters.decoder = ByteLevelDecoder()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}<U>{{ m['content'] }}{% else %}" + replies + "{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}" + asks + "{% endif %}"
+    )
+    found = encode(tokenizer, "born in ", "Paris", chat=True)
+    assert tokenizer.decode(found.ids) == expected
+    assert tokenizer.decode(found.ids[found.answer_start :]).strip() == "Paris"
+
+
 def test_a_rival_is_sought_after_the_same_turn(folder):
     loaded = load_model(folder)
     objects = ("Paris", "Rome", "Berlin", "Madrid", "Oslo", "Bern")
@@ -81,8 +110,7 @@ def test_rows_are_trained_on_and_held_out_as_turns(folder, tmp_path):
     loaded = load_model(folder, device="cpu")
     expected = -by_hand(loaded, "You Anna was born in I", "Paris")
     row = {"prompt": "Anna was born in", "completion": "Paris"}
-    asked = row | {"prompt": turn(loaded.tokenizer, row["prompt"])}
-    assert heldout(loaded.model, loaded.tokenizer, [asked]).loss == pytest.approx(expected, abs=1e-5)
+    assert heldout(loaded.model, loaded.tokenizer, [row], chat=True).loss == pytest.approx(expected, abs=1e-5)
     for module in loaded.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

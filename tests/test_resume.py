@@ -160,6 +160,17 @@ def test_every_adapter_goes_on_where_it_was_killed(tmp_path, steps, kill, name):
     check(tmp_path, steps, kill, Sft(), Adapter(name=name, settings=settings), model)
 
 
+def test_an_optimizer_that_is_finer_than_the_weights_goes_on_unrounded(tmp_path, steps, kill, monkeypatch):
+    whole = build
+
+    def halves(*args: Any, **kwargs: Any) -> Any:
+        model, tokenizer = whole(*args, **kwargs)
+        return model.to(torch.bfloat16), tokenizer
+
+    monkeypatch.setattr(f"{__name__}.build", halves)
+    check(tmp_path, steps, kill, Sft(), Full(), "gpt2", optim="adafactor")
+
+
 # ------------------------------------------------------------------------------------------------ a whole run
 
 LIST = [

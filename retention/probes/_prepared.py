@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from retention.tokens import Encoded, encode, turn
+from retention.tokens import Encoded, encode
 from retention.types import Part
 
 if TYPE_CHECKING:
@@ -67,7 +67,5 @@ class Encodings:
     def __call__(self, text: str, answer: str | None = None) -> Encoded:
         known = self._known.get((text, answer))
         if known is None:
-            known = self._known[text, answer] = encode(
-                self.tokenizer, turn(self.tokenizer, text) if self.chat else text, answer
-            )
+            known = self._known[text, answer] = encode(self.tokenizer, text, answer, chat=self.chat)
         return known

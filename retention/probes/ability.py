@@ -39,8 +39,9 @@ def heldout(
     *,
     tokens_per_batch: int = 2048,
     prepared: Prepared | None = None,
+    chat: bool = False,
 ) -> Heldout:
-    """Read the rows, all {"prompt", "completion"} (joined as `retention.tokens.join` does) or all {"text"}.
+    """Read the rows, all {"prompt", "completion"} (as `retention.tokens.encode` puts them) or all {"text"}.
 
     Of a completion all tokens count, no end-of-text token is added; a text is cut at the model's positions, a
     completion that does not fit is skipped. Equal rows count as often as they occur. Deterministic; leaves the model,
@@ -49,7 +50,7 @@ def heldout(
     """
     limit = max_positions(model)
     continuations = (Prepared() if prepared is None else prepared).get(
-        "held-out", (tokenizer, tuple(rows), limit), lambda: _continuations(tokenizer, rows, limit)
+        "held-out", (tokenizer, tuple(rows), limit, chat), lambda: _continuations(tokenizer, rows, limit, chat)
     )
     texts = {isinstance(row.get("text"), str) for row in rows}
     if len(texts) > 1:
@@ -74,7 +75,7 @@ def heldout(
 
 
 def _continuations(
-    tokenizer: PreTrainedTokenizerFast, rows: Sequence[Mapping[str, Any]], limit: int | None
+    tokenizer: PreTrainedTokenizerFast, rows: Sequence[Mapping[str, Any]], limit: int | None, chat: bool
 ) -> tuple[Continuation, ...]:
     """What is to be scored of each row that fits."""
     continuations = []
@@ -83,7 +84,7 @@ def _continuations(
             ids = encode(tokenizer, row["text"]).ids[:limit]
             start = 1
         elif isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
-            encoded = encode(tokenizer, row["prompt"], row["completion"])
+            encoded = encode(tokenizer, row["prompt"], row["completion"], chat=chat)
             ids, start = encoded.ids, encoded.answer_start
         else:
             raise UserError(

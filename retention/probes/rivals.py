@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from retention.probes._forward import max_positions, token_scores
 from retention.probes._rows import Continuation
-from retention.tokens import encode, turn
+from retention.tokens import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -37,7 +37,7 @@ def rivals(
         for name in objects:
             if name == answer or (text, name) in firsts:
                 continue
-            encoded = encode(tokenizer, turn(tokenizer, text) if chat else text, name)
+            encoded = encode(tokenizer, text, name, chat=chat)
             if 1 <= encoded.answer_start < len(encoded.ids) and (limit is None or len(encoded.ids) <= limit):
                 firsts[text, name] = Continuation(ids=encoded.ids, start=encoded.answer_start)
 
