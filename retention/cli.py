@@ -249,7 +249,7 @@ def verify(
         return
     if not repair:
         raise Stopped(1, f"`retention verify {results} --repair` removes what is broken")
-    for path in remove(store, report):
+    for path in remove(report):
         print(f"removed {path}")
     print("`retention run STUDY` computes again what is missing")
 

@@ -270,11 +270,6 @@ def tune(
     )
 
 
-def tokens(*, steps: int, batch: int, length: int, accumulation: int = 1) -> int:
-    """Training tokens at most: every row as long as it may be."""
-    return steps * batch * accumulation * length
-
-
 def multiplied(shape: Shape) -> int:
     """Numbers that each token is multiplied with: embedding look-ups cost nothing, the head does."""
     return shape.layers * shape.block + shape.vocabulary * shape.width

@@ -201,7 +201,7 @@ class Store:
         work.mkdir(exist_ok=True)
         try:
             yield work
-            self._mark(kind, key, work)
+            self._mark(kind, work)
             if folder.exists() and not self.complete(kind, key):
                 shutil.rmtree(folder)
             folder.parent.mkdir(exist_ok=True)
@@ -212,7 +212,7 @@ class Store:
                 shutil.rmtree(work, ignore_errors=True)
             raise
 
-    def _mark(self, kind: Kind, key: str, folder: Path) -> None:
+    def _mark(self, kind: Kind, folder: Path) -> None:
         files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
         mark: dict[str, Any] = {"schema": SCHEMA, "sha256": {name: _checksum(path) for name, path in files.items()}}
         mark["bytes"] = {name: path.stat().st_size for name, path in files.items()}

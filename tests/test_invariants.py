@@ -86,7 +86,7 @@ LEVELS = {
         "regimes",
     ),
     4: ("engines",),
-    5: ("api", "cli", "outside", "progress", "doctor", "planning", "rephrase", "report", "watch"),
+    5: ("api", "cli", "outside", "progress", "doctor", "planning", "needs", "hours", "rephrase", "report", "watch"),
 }
 # Leaves: settings or bookkeeping that import no more than level 0, so that anyone may use them.
 LEAVES = ("regimes", "progress", "store")

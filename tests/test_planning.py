@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from retention import estimate, planning
+from retention import estimate, hours, planning
 from retention.adapters import Adapter, Full
 from retention.cli import main
 from retention.ids import base_id, model_id, provisional, run_id
 from retention.models import HubModel, anatomy
+from retention.needs import Device
 from retention.objectives import Sft
-from retention.planning import Device, plan, text
+from retention.planning import plan, text
 from retention.store import Store
 from retention.study import Study
 from retention.tune import Budget, Held, fine_tune
@@ -140,7 +141,7 @@ def test_replications_are_planned_without_models_data_or_network(place, name):
 
 def test_what_does_not_fit_is_refused_with_what_to_change(place, monkeypatch, capsys):
     monkeypatch.setattr(planning, "device", lambda: Device(name="a small card", memory=20.0, accelerator=True))
-    monkeypatch.setattr(planning, "product_speed", lambda: 1e13)
+    monkeypatch.setattr(hours, "product_speed", lambda: 1e13)
     found = planned()
     (line,) = found.refusals
     assert line.startswith("openai-community/gpt2-xl: tune: ")
@@ -227,6 +228,7 @@ def test_a_fine_tunes_memory_is_estimated_within_a_half(tmp_path, adapter, train
 
     run(1, 32, 1, 16)  # what is imported and made once
     needs: list[estimate.Need] = []
-    measured = peak(lambda: needs.append(run(4, 256, 16, 100))) / estimate.GIB
+    # The lesser of two: what a library allocates once, on the way, is no need of the fine-tune.
+    measured = min(peak(lambda: needs.append(run(4, 256, 16, 100))) for _ in range(2)) / estimate.GIB
     print(f"estimated {needs[0]}, measured {measured:.3f} GiB")
     assert needs[0].total / 1.5 < measured < needs[0].total * 1.5

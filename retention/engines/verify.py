@@ -85,7 +85,7 @@ def _study(folder: Path) -> Iterator[Fault]:
         yield Fault(path=path, text=f"{path}: damaged: {error}")
 
 
-def remove(store: Store, report: Report) -> list[Path]:
+def remove(report: Report) -> list[Path]:
     """Delete what is broken; returns what was deleted. An artefact's mark goes first: never half there."""
     for path in report.broken:
         if path.is_dir():

@@ -41,9 +41,6 @@ class World:
     warm: frozenset[str]  # ids of the facts that the first part of pretraining keeps to
     vocabulary: tuple[str, ...]  # every word of the world, its downstream tasks included
 
-    def by_tag(self, tag: str) -> tuple[Fact, ...]:
-        return tuple(fact for fact in self.facts if tag in fact.tags)
-
 
 def words(text: str) -> list[str]:
     """The text cut as the world's tokenizer cuts it: runs of letters and digits, runs of punctuation."""
