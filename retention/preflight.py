@@ -86,7 +86,7 @@ def _checks(run: Run) -> Iterator[tuple[str, Any]]:
         + json.dumps([dump[k] for k in ("model", "editor", "mitigations", "tune", "objective", "adapter")]),
         lambda: _mitigations(run),
     )
-    if any(part.chat for part in (*s.probes, *s.tunes)):
+    if any(getattr(part, "chat", False) for part in (*s.probes, *s.tunes)):  # not every probe can chat
         yield "chat" + json.dumps(dump["model"]), lambda: _chat(s.model)
     for ability in s.abilities:
         yield (
