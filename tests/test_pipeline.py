@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import shutil
@@ -80,8 +81,10 @@ def test_the_readme_of_results_tells_every_column_with_its_type(finished, rows):
     text = (ROOT / "results" / "README.md").read_text()
     assert f"(schema {SCHEMA})" in text
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    table = [(line[0], line[1]) for line in lines if len(line) == 4 and line[0] not in ("column", "---")]
-    assert all(line[3] for line in lines if len(line) == 4)
+    first = next(i for i, line in enumerate(lines) if line[0] == "column")
+    told = list(itertools.takewhile(lambda line: len(line) == 4 and line[0] != "table", lines[first + 2 :]))
+    table = [(line[0], line[1]) for line in told]
+    assert all(line[3] for line in told)
     kinds = {"dictionary<string>": "dictionary<values=string, indices=int32, ordered=0>"}
     names = {"float": "float32", "double": "float64"}
     assert [(n, kinds.get(k, k)) for n, k in table] == [(f.name, names.get(str(f.type), str(f.type))) for f in ROWS]
