@@ -92,8 +92,15 @@ def line(cell: pd.DataFrame, paper: str) -> dict[str, object]:
     for name, e in estimates.items():
         out[name] = "none" if e is None else f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}] ({e.n})"
     if paper == "cheng2025":
-        kept = estimates["edited kept"]
-        out["edit flip ratio"] = "none" if kept is None else f"{1 - kept.value:.2f}"
+        # Of the edits that were right before fine-tuning, the share that is not after it; and what the share of right
+        # ones among all edits has lost, in which an edit that becomes right stands for one that was lost. The paper
+        # judges CounterFact by ES, zsRE token by token, for which every token right is the nearest here.
+        for criterion, said in (("prefers_target", "by ES"), ("all_correct", "by every token")):
+            kept = st.share(st.counts(cell, "edited", None, criterion))
+            before, after = (st.share(st.counts(cell, "edited", step, criterion, given=None)) for step in (0, None))
+            out[f"edit flip ratio, {said}"] = "none" if kept is None else f"{1 - kept.value:.2f}"
+            lost = None if not before or not after or not before.value else 1 - after.value / before.value
+            out[f"relative loss of efficacy, {said}"] = "none" if lost is None else f"{lost:.2f}"
     if paper == "ge2024":
         for group in ("neighbor", "intrinsic"):  # an injected fact has no old object, and so no neighbors
             for step in (0, end):

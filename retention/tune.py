@@ -293,9 +293,9 @@ def fine_tune(
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             step, tokens = state.global_step, int(state.num_input_tokens_seen)
-            self.diverged = ranks.agreed(not bool(torch.isfinite(trainer_._tr_loss))) and all(
-                not bool(torch.isfinite(p).all()) for p in trained.parameters() if p.requires_grad
-            )
+            self.diverged = ranks.agreed(not bool(torch.isfinite(trainer_._tr_loss))) and ranks.agreed(
+                all(not bool(torch.isfinite(p).all()) for p in trained.parameters() if p.requires_grad)
+            )  # of parameters that are shared out each rank may see a part, and all must stop at the same step
             spent = budget.tokens is not None and tokens >= budget.tokens
             ended = control.should_training_stop or spent or step >= state.max_steps or self.diverged
             if step in at or (not budget.fixed and (ended or budget.looks(step))):

@@ -113,6 +113,10 @@ def _but(found: Sequence[Verdict], matched: Sequence[Verdict]) -> str:
     same = sum(a == b for a, b in said)
     if same == len(said):
         return ""
+    turned = sum(b in (LESS, MORE) and a != b for a, b in said)
+    if turned:
+        cells = "" if len(said) == 1 else f" in {turned} of these {len(said)} cells and holds in {same}"
+        return f" Against intrinsic facts that start as firmly it is the other way round{cells}."
     if not same:
         return " Against intrinsic facts that start as firmly this can no longer be told."
     return f" Against intrinsic facts that start as firmly this holds in {same} of these {len(said)} cells."

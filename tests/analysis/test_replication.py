@@ -58,3 +58,11 @@ def test_table(script, monkeypatch, tmp_path, capsys, paper):
     start = rows[(rows["mitigations"] == "none") & (rows["group"] == "edited") & (rows["step"] == 0)]
     assert table["efficacy at 0"][1].startswith(f"{start['all_correct'].mean():.2f} ")
     assert ("edited, first token" in table) == (paper == "wen2025")
+    if paper == "cheng2025":
+        for said, criterion in (("by ES", "prefers_target"), ("by every token", "all_correct")):
+            edits = rows[(rows["mitigations"] == "none") & (rows["group"] == "edited") & (rows["form"] == "direct")]
+            wide = edits.pivot(index=["run_id", "question_id"], columns="step", values=criterion).astype(float)
+            before, after = wide[0], wide[wide.columns.max()]
+            assert table[f"edit flip ratio, {said}"][1] == pytest.approx(1 - after[before == 1].mean(), abs=0.0051)
+            lost = 1 - after.sum() / before.sum()
+            assert table[f"relative loss of efficacy, {said}"][1] == pytest.approx(lost, abs=0.0051)

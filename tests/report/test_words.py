@@ -82,6 +82,16 @@ def test_many_cells_are_corrected_for():
             "0.10). Against intrinsic facts that start as firmly this can no longer be told.",
         ),
         (
+            (LESS,), (MORE,),
+            "Edited facts are kept less than intrinsic ones here (by 0.20). Against intrinsic facts that start as "
+            "firmly it is the other way round.",
+        ),
+        (
+            (LESS, LESS), (MORE, LESS),
+            "Edited facts are kept less than intrinsic ones in all 2 cells (by 0.20). Against intrinsic facts that "
+            "start as firmly it is the other way round in 1 of these 2 cells and holds in 1.",
+        ),
+        (
             (UNSURE, NONE), (UNSURE, NONE),
             "We cannot tell edited from intrinsic facts by how well they are kept in any of the 2 cells.",
         ),
