@@ -7,7 +7,7 @@ merges across the border of prompt and answer cannot shift them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from retention.types import UserError
 
@@ -23,10 +23,12 @@ class Encoded:
     answer_start: int  # index of the first token that holds a character of the answer; len(ids) without an answer
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+def _encode(
+    tokenizer: PreTrainedTokenizerFast, text: str, *, special: bool = True
+) -> tuple[list[int], list[tuple[int, int]]]:
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"{type(tokenizer).__name__} gives no character offsets; use the model's fast tokenizer")
-    out = tokenizer(text, return_offsets_mapping=True, add_special_tokens=True)
+    out = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
     ids, offsets = list(out["input_ids"]), list(out["offset_mapping"])
     # A tokenizer that appends EOS would put it between the prompt and what the model should say next.
     while ids and tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id and len(ids) > 1:
@@ -45,20 +47,15 @@ def join(prompt: str, answer: str) -> str:
 def turn(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
     """The text as a user's turn in the tokenizer's chat template, up to where the model's answer begins.
 
-    Without the BOS token where the tokenizer puts one itself. Raises UserError if there is no template.
+    With the BOS token if the template writes one: it is to be encoded as it is, as trl does for training. Raises
+    UserError if there is no template.
     """
     if not tokenizer.chat_template:
         raise UserError(
             "chat: this model's tokenizer has no chat template; use a model that was trained to chat, or chat: false"
         )
-    return _in_template(tokenizer, [{"role": "user", "content": text.strip()}], add_generation_prompt=True)
-
-
-def _in_template(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]], **settings: Any) -> str:
-    whole = str(tokenizer.apply_chat_template(turns, tokenize=False, **settings))
-    bos = tokenizer.bos_token
-    own = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return whole.removeprefix(bos) if own and bos is not None else whole
+    asked = [{"role": "user", "content": text.strip()}]
+    return str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
 
 
 def _replied(tokenizer: PreTrainedTokenizerFast, text: str, asked: str, answer: str) -> str:
@@ -68,7 +65,7 @@ def _replied(tokenizer: PreTrainedTokenizerFast, text: str, asked: str, answer: 
     """
     answer = answer.strip()
     turns = [{"role": "user", "content": text.strip()}, {"role": "assistant", "content": answer}]
-    whole = _in_template(tokenizer, turns)
+    whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
     gap, found, _ = whole.removeprefix(asked).partition(answer)
     return asked + gap + answer if whole.startswith(asked) and found and not gap.strip() else join(asked, answer)
 
@@ -82,10 +79,10 @@ def encode(
     """
     text, prompt = prompt, turn(tokenizer, prompt) if chat else prompt
     if answer is None:
-        ids, _ = _encode(tokenizer, prompt)
+        ids, _ = _encode(tokenizer, prompt, special=not chat)
         return Encoded(ids=tuple(ids), answer_start=len(ids))
     whole = _replied(tokenizer, text, prompt, answer) if chat else join(prompt, answer)
-    ids, offsets = _encode(tokenizer, whole)
+    ids, offsets = _encode(tokenizer, whole, special=not chat)
     start = next((i for i, (a, b) in enumerate(offsets) if b > len(prompt) and b > a), len(ids))
     # A token that is only the space between the two belongs to the prompt's side of nothing: count it with the answer.
     return Encoded(ids=tuple(ids), answer_start=start)

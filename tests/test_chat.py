@@ -54,7 +54,14 @@ def by_hand(loaded: Any, text: str, answer: str) -> float:
 
 def test_a_question_is_put_as_a_users_turn(folder):
     loaded = load_model(folder)
-    assert turn(loaded.tokenizer, "Anna was born in") == " You Anna was born in I"  # the tokenizer puts BOS itself
+    assert turn(loaded.tokenizer, "Anna was born in") == "<s> You Anna was born in I"
+    for template in (TEMPLATE, TEMPLATE.replace("{{ bos_token }}", "")):  # the tokenizer would put a BOS of its own
+        loaded.tokenizer.chat_template = template
+        turns = [{"role": "user", "content": QUESTION.text}, {"role": "assistant", "content": "Paris"}]
+        trained = loaded.tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"]  # as trl does
+        assert list(encode(loaded.tokenizer, QUESTION.text, "Paris", chat=True).ids) == trained
+        assert list(encode(loaded.tokenizer, QUESTION.text, chat=True).ids) == trained[:-1]
+    loaded.tokenizer.chat_template = TEMPLATE
     plain = by_hand(loaded, "Anna was born in", "Paris")
     asked = by_hand(loaded, "You Anna was born in I", "Paris")
     assert abs(plain - asked) > 1e-3
