@@ -45,7 +45,7 @@ def save(folder: Path, value: Any) -> None:
 
 
 def load(folder: Path) -> Any:
-    """What was saved, on the devices it was on. Raises ValueError if the folder is no snapshot, or not as it was."""
+    """What was saved, on the devices it was on. Raises ValueError if it is no snapshot, not as it was, or they lack."""
     try:
         mark = json.loads((folder / "complete.json").read_text(encoding="utf-8"))
         found = {path.name: checksum(path) for path in folder.iterdir() if path.name != "complete.json"}
@@ -56,7 +56,10 @@ def load(folder: Path) -> Any:
             if name.endswith(".safetensors"):
                 tensors |= load_file(folder / name)
         return _up(json.loads((folder / "value.json").read_text(encoding="utf-8")), tensors)
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, AssertionError) as error:
+        # The last two: torch, of a device that is not here. CUDA without memory is a RuntimeError too.
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         raise ValueError(f"{folder}: {error}") from None
 
 

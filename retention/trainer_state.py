@@ -112,8 +112,9 @@ def _unrounded(optimizer: Any, saved: dict[str, Any]) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, parameter in zip(numbers, parameters, strict=True):
         for name, value in saved["state"].get(number, {}).items():
-            if isinstance(value, torch.Tensor) and optimizer.state[parameter][name].dtype != value.dtype:
-                optimizer.state[parameter][name] = value
+            loaded = optimizer.state[parameter][name]
+            if isinstance(value, torch.Tensor) and loaded.dtype != value.dtype:
+                optimizer.state[parameter][name] = value.to(loaded.device)
 
 
 def put_back_tallies(trainer: Any, tallies: dict[str, Any]) -> None:

@@ -450,3 +450,13 @@ def test_values_come_back_as_they_were(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
     with pytest.raises(ValueError, match="No such file"):
         snapshot.load(tmp_path / "t")
+
+
+def test_what_was_on_a_device_that_is_not_here_is_no_snapshot(tmp_path, monkeypatch):
+    down = snapshot._down
+    elsewhere = lambda v, t: json.loads(json.dumps(down(v, t)).replace('"cpu"', '"cuda:63"'))  # noqa: E731
+    with monkeypatch.context() as patched:
+        patched.setattr(snapshot, "_down", elsewhere)
+        snapshot.save(tmp_path / "s", {"a": torch.ones(2)})
+    with pytest.raises(ValueError, match=r"s: .*(CUDA|device)"):
+        snapshot.load(tmp_path / "s")
