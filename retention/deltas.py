@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -58,8 +59,6 @@ def load_delta(path: Path) -> tuple[Delta, Tensor | None]:
         if left is None or right is None or left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[0]:
             raise UserError(f"{path}: is damaged: the factors of {name} do not fit each other")
         updates[name] = LowRank(left, right)
-    if broken := [n for n, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
-        raise UserError(f"{path}: {broken[0]} holds numbers that are not finite")
     return Delta(updates), tensors.get(":soft_prompt")
 
 
@@ -87,9 +86,13 @@ def write_edited(loaded: Loaded, delta: Delta, out: Path, dtype: str = "float32"
 
     `dtype`: of the weights in the folder. Returns `lost`: the part of the update's norm that rounding to it loses, and
     `unmoved`: the share of the weights it was to move that stayed. The model in memory is left as it was. Raises
-    UserError if the model's folder already holds an edit: see `refuse_edited`.
+    UserError if the model's folder already holds an edit (see `refuse_edited`), or the update is not finite: a study
+    records an edit that diverged, a model folder would hide it.
     """
     refuse_edited(loaded.folder)
+    for name, update in delta.updates.items():
+        if not math.isfinite(Delta({name: update}).norm()):
+            raise UserError(f"{out}: not written: the update of {name} holds numbers that are not finite")
     model = loaded.model
     parameters = dict(model.named_parameters())
     before = {name: parameters[name].detach().clone() for name in delta.updates if name in parameters}

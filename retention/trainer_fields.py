@@ -178,19 +178,6 @@ def tracker_problems(report_to: Any) -> list[str]:
     return found
 
 
-def optimizer_problems(optim: Any) -> list[str]:
-    """Why this optimizer cannot be had here: a package of its own that is not installed."""
-    name = str(optim)
-    package = None
-    if name in ("adamw_torch_4bit", "adamw_torch_8bit"):
-        package = "torchao"
-    elif any(part in name for part in ("8bit", "bnb", "paged", "lion", "ademamix")) and "galore" not in name:
-        package = "bitsandbytes"
-    if package is None or importlib.util.find_spec(package):
-        return []
-    return [f"tune.trainer.optim: {name} needs {package}, which is not installed: `pip install {package}`"]
-
-
 @contextmanager
 def trackers_within(folder: Path, report_to: Any) -> Iterator[None]:
     """Within it, trackers write into the folder; one that was sent elsewhere by its own variable goes there."""

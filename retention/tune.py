@@ -29,7 +29,6 @@ from retention.trainer_fields import (
     OWNED,
     arguments_of,
     nonsense,
-    optimizer_problems,
     tracker_problems,
     trackers_within,
 )
@@ -115,7 +114,6 @@ def validate(objective: Objective, trainer: dict[str, Any]) -> None:
             config = _config(objective, passed, budget=Budget(steps=1), in_order=False, seed=0, folder=Path())
             _try_optimizer(config)
             problems += tracker_problems(passed.get("report_to"))
-            problems += optimizer_problems(passed.get("optim"))
             problems += objective.problems(arguments_of(objective, passed))
     except (ValueError, TypeError, ImportError) as error:
         text = str(error)
