@@ -41,6 +41,7 @@ from retention.stages import Bench, applied, drawn_facts, drop_if_empty, finite,
 from retention.store import SCORES, Keys, read_readings, table_of, write_json, write_readings, write_table
 from retention.study import Run, Tune
 from retention.trainer_fields import rows_needed
+from retention.trainers import micro_batches
 from retention.types import STEP_BASE, STEP_EDITED, Delta, Fact, TaskRows, UserError
 from retention.weight_diagnostics import Diagnostics
 
@@ -92,7 +93,7 @@ def _together(run: Run, bench: Bench) -> None:
 def _parts(run: Run, split: int) -> list[int]:
     """Into how many parts the batches of each fine-tune are cut."""
     tunes = run.settings.tunes
-    return [tuning.micro_batches(t.objective or run.settings.objective, t.trainer, split)[1] for t in tunes]
+    return [micro_batches(t.objective or run.settings.objective, t.trainer, split)[1] for t in tunes]
 
 
 def _tune(run: Run, bench: Bench, split: int) -> None:

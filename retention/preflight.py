@@ -12,7 +12,7 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
-from retention import tune as tuning
+from retention import trainers
 from retention.adapters import Adapter, Full, tried
 from retention.data import rows_of
 from retention.data.files import read_lines
@@ -109,7 +109,7 @@ def _checks(run: Run) -> Iterator[tuple[str, Any]]:
         objective, data = t.objective or s.objective, t.data.model_dump(mode="json")
         yield (
             "trainer" + json.dumps([objective.model_dump(mode="json"), t.trainer]),
-            lambda t=t, objective=objective: tuning.validate(objective, t.trainer),
+            lambda t=t, objective=objective: trainers.validate(objective, t.trainer),
         )
         yield (
             "length" + json.dumps([dump["model"], objective.model_dump(mode="json")]),

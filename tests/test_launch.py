@@ -108,7 +108,7 @@ def published(results: Path) -> list[str]:
 )
 def test_an_optimizer_of_another_package_is_missed_before_work_starts(optim, package):
     from retention.objectives import Sft
-    from retention.tune import validate
+    from retention.trainers import validate
 
     if importlib.util.find_spec(package):
         pytest.skip(f"{package} is installed")

@@ -20,7 +20,8 @@ from retention.mitigations import Kl, L2Sp
 from retention.models import anatomy
 from retention.objectives import Dpo, Kto, Sft
 from retention.study import Study
-from retention.tune import Budget, Held, OutOfMemory, fine_tune, micro_batches
+from retention.trainers import micro_batches
+from retention.tune import Budget, Held, OutOfMemory, fine_tune
 from retention.types import UserError
 from tests.mitigations.scenes import edited
 from tests.small_study import TUNE, one

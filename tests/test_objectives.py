@@ -21,7 +21,8 @@ from retention.objectives.dpo import Loss
 from retention.probes import Generate, Score, read_all
 from retention.probes.ability import heldout
 from retention.trainer_fields import DEFAULTS, OWNED, rows_needed
-from retention.tune import Budget, Held, TuneResult, _import, fine_tune, validate
+from retention.trainers import imported, validate
+from retention.tune import Budget, Held, TuneResult, fine_tune
 from retention.types import Question, UserError
 from tests.tiny import build
 
@@ -120,13 +121,13 @@ def test_equal_runs_give_equal_weights_and_leave_no_trace_but_weights(tmp_path, 
         m.p for m in plain.modules() if isinstance(m, torch.nn.Dropout)
     ]
     assert json.dumps(result.arguments)
-    assert set(result.arguments) <= set(config_fields(_import(objective.config)))  # as passed, no more
+    assert set(result.arguments) <= set(config_fields(imported(objective.config)))  # as passed, no more
     assert {k: result.arguments[k] for k in objective.arguments()} == objective.arguments()
 
 
 @pytest.mark.parametrize("objective", EACH, ids=IDS)
 def test_each_default_is_a_field_of_the_trainers_config_and_is_passed(objective):
-    own = config_fields(_import(objective.config))
+    own = config_fields(imported(objective.config))
     assert set(objective.defaults) <= set(own)
     assert set(objective.arguments()) <= set(own)
     assert not set(objective.arguments()) & set(OWNED)

@@ -20,7 +20,8 @@ from retention.mitigations import Freeze
 from retention.models import anatomy
 from retention.objectives import Clm, Sft
 from retention.trainer_fields import DEFAULTS, OWNED, trackers_within
-from retention.tune import Budget, Held, TuneResult, fine_tune, validate
+from retention.trainers import validate
+from retention.tune import Budget, Held, TuneResult, fine_tune
 from retention.types import UserError
 from tests.tiny import build
 
