@@ -172,7 +172,15 @@ def fine_tune(
                 stack.enter_context(own_forward(model))
                 for guard in held.guards:
                     stack.enter_context(guard.reading())
-                yield
+                try:
+                    yield
+                except (RuntimeError, MemoryError) as error:
+                    if not _no_room(error):
+                        raise
+                    raise UserError(  # no OutOfMemory: smaller micro-batches would leave a reading as it is
+                        f"probes: out of memory at a checkpoint ({_first_line(error)}); use a smaller tokens_per_batch "
+                        "of the probes"
+                    ) from None
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if begun is not None:
@@ -297,10 +305,18 @@ def _memory_told() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        # On a processor it is a RuntimeError: "DefaultCPUAllocator: can't allocate memory".
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error):
-            raise OutOfMemory(str(error).partition("\n")[0] or "MemoryError") from None
+        if _no_room(error):
+            raise OutOfMemory(_first_line(error)) from None
         raise
+
+
+def _no_room(error: Exception) -> bool:
+    # On a processor it is a RuntimeError: "DefaultCPUAllocator: can't allocate memory".
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or "MemoryError"
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
 # ------------------------------------------------------------------------------------------------ memory
 
 
-def tuned(folder: Path, objective: Any, split: int, mitigations: Any = ()) -> torch.Tensor:
+def tuned(folder: Path, objective: Any, split: int, mitigations: Any = (), read: Any = None) -> torch.Tensor:
     """All weights after two epochs of ten rows: batches of 6, and of 4, which halves of 6 cut into 3 and 1."""
     made = edited("llama")
 
@@ -77,8 +77,8 @@ def tuned(folder: Path, objective: Any, split: int, mitigations: Any = ()) -> to
 
     result = fine_tune(
         made.model, made.tokenizer, (*ROWS, *ROWS[:2]), objective=objective, adapter=Full(), hold=hold,
-        anatomy=anatomy(made.model), budget=Budget(steps=4), base=lambda: made.model, seed=0, at=(),
-        on_checkpoint=lambda step, tokens, model: None, folder=folder, split=split,
+        anatomy=anatomy(made.model), budget=Budget(steps=4), base=lambda: made.model, seed=0,
+        at=(1,) if read else (), on_checkpoint=lambda step, tokens, model: read(), folder=folder, split=split,
         trainer={"per_device_train_batch_size": 6, "optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0},
     )  # fmt: skip
     assert result.split == {1: 1, 2: 2, 4: 6}[split]
@@ -120,6 +120,15 @@ def test_every_way_to_run_out_of_memory_is_one_error(tmp_path, room, error):
     room(2, error)
     with pytest.raises(OutOfMemory):
         tuned(tmp_path, Sft(), 2)
+
+
+@pytest.mark.parametrize("error", NO_ROOM, ids=["cuda", "cpu", "python"])
+def test_what_runs_out_of_memory_while_it_is_read_is_no_matter_of_batches(tmp_path, error):
+    def read() -> None:
+        raise error()
+
+    with pytest.raises(UserError, match=r"probes: out of memory at a checkpoint .*smaller tokens_per_batch"):
+        tuned(tmp_path, Sft(), 1, read=read)
 
 
 def test_another_error_of_training_stays_itself(tmp_path, room):
