@@ -229,6 +229,9 @@ def fine_tune(
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         # trl says of each experimental trainer that it may change: whoever asks for one has said that they know.
         warnings.filterwarnings("ignore", message=".*experimental.*")
+        # Rows are tokenized whole before trl cuts them: transformers would say that the model cannot read them.
+        if (arguments["max_length"] or OPEN_END) <= tokenizer.model_max_length:
+            tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         try:
             trainer_ = resumable(trainer_of(objective, held.guards, parts), held.guards, begun, save)(
                 model=trained,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -188,6 +189,21 @@ def test_what_the_trainer_was_given_is_recorded(tmp_path):
 def test_plain_text_is_no_prompt_and_completion(tmp_path):
     with pytest.raises(UserError, match=r"the data has plain text\. Use objective clm"):
         tuned(tmp_path, rows=TEXTS)
+
+
+@pytest.mark.parametrize(("longest", "told"), [(64, 0), (1024, 1)])
+def test_rows_that_are_cut_to_what_the_model_reads_are_no_news(tmp_path, longest, told):
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = logging.getLogger("transformers.tokenization_utils_base")
+    logger.addHandler(handler)
+    try:
+        rows = [*TEXTS, {"text": "Anna was born in Paris . " * 30}]
+        tuned(tmp_path, rows=rows, objective=Clm(), trainer={"max_length": longest}, steps=1)
+    finally:
+        logger.removeHandler(handler)
+    assert sum("longer than" in record.getMessage() for record in records) == told
 
 
 # ------------------------------------------------------------------------------------------------ settings
