@@ -85,13 +85,18 @@ def load(
     return pd.concat(found, ignore_index=True)
 
 
+def place(path: Path) -> tuple[Store, str | None]:
+    """A results folder and None, or of a study's folder the results folder around it and the study's name."""
+    path = path.absolute() if path.name in ("", "..") else path  # `.` has no name of its own
+    if not (path / "store.json").is_file() and (path.parent / "store.json").is_file():
+        return Store(path.parent), path.name
+    return Store(path), None
+
+
 def _runs(path: Path) -> tuple[Store, pd.DataFrame]:
     """The store, and the keys of the runs of one study or of all in it, complete or not."""
-    path = path.absolute() if path.name in ("", "..") else path  # `.` has no name of its own
-    study = None
-    if not (path / "store.json").is_file() and (path.parent / "store.json").is_file():
-        study, path = path.name, path.parent
-    store = Store(path)
+    store, study = place(path)
+    path = store.root
     names = store.studies()
     if study is not None and study not in names:
         near = difflib.get_close_matches(study, names, n=1)

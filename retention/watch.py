@@ -18,7 +18,7 @@ from rich.text import Text
 
 from retention import statistics as st
 from retention.engines._claims import living
-from retention.reading import load
+from retention.reading import load, place
 from retention.statistics.curves import curves
 from retention.store import Store
 from retention.types import UserError
@@ -50,9 +50,7 @@ class View:
     """What is seen at each look. Rows are read anew only when another run is complete."""
 
     def __init__(self, path: Path, criterion: str | None = None) -> None:
-        path = path.absolute() if path.name in ("", "..") else path
-        one = not (path / "store.json").is_file() and (path.parent / "store.json").is_file()
-        self.store, self.only = Store(path.parent if one else path), path.name if one else None
+        self.store, self.only = place(path)
         self.criterion, self.done = criterion, False
         self._read: dict[str, tuple[int, Table | Text]] = {}
 
