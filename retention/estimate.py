@@ -1,4 +1,4 @@
-"""What each stage of a run needs before it is begun: memory in GiB, tokens, and time at a given throughput.
+"""What each stage of a run needs before it is begun: memory in GiB, and operations.
 
 Pure arithmetic on settings and on a shape (layers, widths, vocabulary), which for well-known models stands in a table
 here, so that no weight and no network is needed. An estimate counts what grows with the model and the batch, with no
