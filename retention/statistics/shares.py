@@ -116,18 +116,23 @@ def share(c: Counts) -> Estimate | None:
 
     Wilson's interval of as many independent facts as would have the variance that `intervals.spread` finds, Student's
     quantile included (the effective sample size of Korn and Graubard 1998; theirs is Clopper and Pearson's interval,
-    which covers 96 to 97 % here). Of one run, and where all or none are kept, of all facts.
+    which covers 96 to 97 % here). Of one run of all facts, and where all or none are kept of all different facts: what
+    a fact does once tells much of what it does in another run.
     """
     n = len(c.right)
     if n == 0:
         return None
     p = float(c.right.mean())
-    effective = float(n)
+    effective = float(_different(c))
     if 0 < p < 1:
         half = spread((c.right - p) / n, c.run, codes(c.fact)).half_width(p * (1 - p) / n)
         effective = p * (1 - p) * (stats.norm.ppf(0.975) / half) ** 2
     low, high = proportion_confint(p * effective, effective, alpha=0.05, method="wilson")
     return Estimate(value=p, low=float(low), high=float(high), n=n)
+
+
+def _different(c: Counts) -> int:
+    return len(set(c.fact))
 
 
 def codes(names: np.ndarray) -> np.ndarray:
@@ -168,6 +173,6 @@ def difference(a: Counts, b: Counts) -> Estimate | None:
 
 
 def _jeffreys(c: Counts) -> float:
-    n = len(c.right)
-    p = (c.right.sum() + 0.5) / (n + 1)
+    n = _different(c)
+    p = (n * c.right.mean() + 0.5) / (n + 1)
     return float(p * (1 - p) / n)

@@ -48,6 +48,31 @@ def test_two_way_clusters_are_statsmodels():
     assert (alone.variance, alone.df) == (pytest.approx(one), runs - 1)
 
 
+def test_where_all_are_kept_only_different_facts_count():
+    """20 facts in 6 runs, some of them less firm than others: as 120 facts, all kept, the truth would be missed."""
+    every = st.share(counts(np.ones((6, 20)), same=True))
+    assert every is not None
+    z2 = stats.norm.ppf(0.975) ** 2
+    assert (every.low, every.high, every.n) == (pytest.approx(20 / (20 + z2)), pytest.approx(1), 120)  # Wilson's of 20 in 20
+    apart = st.share(counts(np.ones((6, 20))))
+    assert apart is not None
+    assert apart.low == pytest.approx(120 / (120 + z2))
+    rng = np.random.default_rng(0)
+    kept = stats.logistic.cdf(5 + 2 * rng.normal(size=100_000)).mean()
+    hits = [
+        (e := st.share(counts(rng.random((6, 20)) < stats.logistic.cdf(5 + 2 * rng.normal(size=20)), same=True)))
+        is not None and e.low <= kept <= e.high
+        for _ in range(300)
+    ]  # fmt: skip
+    assert np.mean(hits) > 0.93
+    none = st.difference(counts(np.ones((6, 20)), same=True), counts(np.zeros((6, 20)), same=True, name="g"))
+    wide = st.difference(counts(np.ones((6, 20))), counts(np.zeros((6, 20)), name="g"))
+    assert none is not None
+    assert wide is not None
+    assert none.high - none.low >= wide.high - wide.low
+    assert none.low < wide.low
+
+
 def test_facts_that_recur_count_once():
     rng = np.random.default_rng(1)
     fact = rng.random((1, 30)) < 0.6  # each fact is kept in all runs or in none
