@@ -18,6 +18,7 @@ import pandas as pd
 import style
 import tables
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from opened import GROUPS, Opened, drawn_from, names_of, parser, script
 
 import retention
@@ -181,7 +182,7 @@ def slopes(axes: Axes, part: pd.DataFrame, seeds: pd.DataFrame | None, arms: lis
     axes.grid(axis="x", visible=False)
 
 
-def figure(found: pd.DataFrame, seeds: pd.DataFrame | None, axis: str):
+def figure(found: pd.DataFrame, seeds: pd.DataFrame | None, axis: str) -> Figure:
     """A panel for each context, one below the other."""
     plt.rcParams.update(style.RC)
     context = names_of(found, axis)

@@ -18,6 +18,7 @@ import pandas as pd
 import style
 import tables
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from opened import GROUPS, Opened, drawn_from, names_of, parser, script
 
 import retention
@@ -90,7 +91,7 @@ def panel_of(axes: Axes, panel: pd.DataFrame, numbers: dict[str, int], axis: str
     return points
 
 
-def figure(found: pd.DataFrame, axis: str, against: str | None):
+def figure(found: pd.DataFrame, axis: str, against: str | None) -> Figure:
     """All panels, and a legend that names the numbers."""
     plt.rcParams.update(style.RC)
     names = sorted(found[axis].unique(), key=lambda name: (name != against, name))

@@ -71,7 +71,7 @@ def study(seeds: int, steps: int) -> Study:
 
 
 class Clock:
-    """Seconds within parts of the work, each without the parts within it."""
+    """CPU seconds within parts of the work, each without the parts within it."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
@@ -129,8 +129,10 @@ def own_cache(folder: Path, cache: Path) -> Path:
     return folder
 
 
-def run(grid: Study, place: Path, cache: Path, engine: Engine | None = None, clock: Clock | None = None) -> float:
-    """Seconds."""
+def run(
+    grid: Study, place: Path, cache: Path, engine: Engine | None = None, clock: Clock | None = None
+) -> dict[str, float]:
+    """What the grid takes: `seconds` by the wall, and `cpu_seconds` of this process."""
     own = own_cache(place / "cache", cache)
     wall, cpu = time.perf_counter(), time.process_time()
     with nullcontext() if clock is None else clocked(clock):

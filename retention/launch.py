@@ -34,12 +34,9 @@ if TYPE_CHECKING:
     from retention.stages import Bench
     from retention.study import Run
 
-KINDS = (
-    "MULTI_GPU",
-    "FSDP",
-    "DEEPSPEED",
-)  # of accelerate's distributed types, those that one machine's launcher starts
-TAIL = 3000  # characters of what the processes printed, that are told if they fail
+# Of accelerate's distributed types those that one machine's launcher starts.
+KINDS = ("MULTI_GPU", "FSDP", "DEEPSPEED")
+TAIL = 3000  # characters of what the processes printed that are told if they fail
 
 
 class Launch(BaseModel):

@@ -166,7 +166,7 @@ def _cached(
         ]
     prompts = [_prompt(loaded, fact) for fact in facts]
     said = sample(loaded, prompts, tries, int(content_id([seed, asked], length=8), 16))
-    told = [_told(texts, fact, object) for texts, fact, object in zip(said, facts, new, strict=True)]
+    told = [_told(*each) for each in zip(said, facts, new, strict=True)]
     cache.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps([{"phrasings": t.phrasings, "refused": t.refused} for t in told], ensure_ascii=False))
     return told

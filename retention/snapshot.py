@@ -1,7 +1,7 @@
 """Nested values with tensors as a folder, so that work can be taken up again: safetensors and JSON, never a pickle.
 
-A snapshot appears whole, by one rename, and is read only if every checksum fits. Numbers come back bit for bit. Knows
-not what is kept.
+A snapshot appears whole, by one rename, and is read only if every checksum fits. Numbers come back bit for bit. Does
+not know what is kept.
 """
 
 from __future__ import annotations
@@ -124,9 +124,8 @@ def _up(value: Any, tensors: dict[str, Tensor]) -> Any:
     if kind == "tensor":
         number, device, strides = inner
         found = tensors[str(number)]
-        if (
-            list(found.stride()) != strides and 0 not in strides
-        ):  # products of a transposed matrix are rounded otherwise
+        # As it lay in memory: products of a transposed matrix are rounded otherwise.
+        if list(found.stride()) != strides and 0 not in strides:
             found = torch.empty_strided(found.shape, strides, dtype=found.dtype).copy_(found)
         return found.to(device)
     if kind == "tuple":

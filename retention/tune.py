@@ -261,9 +261,8 @@ def fine_tune(
         for step in unread:
             with watch.delivered():  # no step would move these weights: they are what it would have left
                 on_checkpoint(step, int(state.num_input_tokens_seen), model)
-    if (
-        budget.fixed and state.global_step != budget.steps and not watch.diverged
-    ):  # a stop signal makes train() return as if all were well
+    # A stop signal makes train() return as if all were well.
+    if budget.fixed and state.global_step != budget.steps and not watch.diverged:
         raise InterruptedError(f"training stopped at step {state.global_step} of {budget.steps}")
     if merge and wrapped is not model:
         wrapped.merge_and_unload()
