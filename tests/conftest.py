@@ -54,6 +54,15 @@ def _little_to_collect() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module")
+def trl_imported() -> None:
+    """The same, for modules that train: what trl imports is then alive as well."""
+    import trl  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_sessionfinish() -> None:
     gc.unfreeze()
 

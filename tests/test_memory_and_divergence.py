@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -34,15 +33,7 @@ NO_ROOM = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _little_to_collect():
-    """Each training begins with a garbage collection, 0.2 seconds of looking through what is imported."""
-    import trl  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("trl_imported")
 
 
 @pytest.fixture

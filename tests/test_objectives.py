@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 from collections.abc import Sequence
@@ -42,13 +41,7 @@ EACH = [
 IDS = [f"{o.name}-{'-'.join(str(v) for k, v in o.model_dump(exclude_defaults=True).items())}" for o in EACH]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _little_to_collect():
-    """As for every module, with trl already imported."""
-    import trl  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
+pytestmark = pytest.mark.usefixtures("trl_imported")
 
 
 def tuned(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,7 @@ MISSING = {("oft", "gpt2"), ("osf", "gpt2")}  # peft's, for Conv1D
 FITTING = [(n, a) for n in SETTINGS for a in ("gpt2", "llama") if (n, a) not in MISSING]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _little_to_collect():
-    """As for every module, with trl already imported."""
-    import trl  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
+pytestmark = pytest.mark.usefixtures("trl_imported")
 
 
 def adapter(name: str, **more: Any) -> Any:

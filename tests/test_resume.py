@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import os
@@ -39,15 +38,7 @@ from tests.tiny import build
 TIMED = {"train_runtime", "train_tokens_per_second", "train_samples_per_second", "train_steps_per_second", "step_time"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _little_to_collect():
-    """Each training begins with a garbage collection, 0.2 seconds of looking through what is imported."""
-    import trl  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("trl_imported")
 
 
 class Killed(BaseException):

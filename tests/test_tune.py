@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
@@ -33,13 +32,7 @@ TEXTS = tuple({"text": f"{row['prompt']} {row['completion']}"} for row in ROWS)
 OFTEN = {"logging_steps": 1, "per_device_train_batch_size": len(ROWS), "learning_rate": 3e-3}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _little_to_collect():
-    """As for every module, with trl already imported."""
-    import trl  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
+pytestmark = pytest.mark.usefixtures("trl_imported")
 
 
 def tuned(
