@@ -32,5 +32,7 @@ figures: setup
 	$(BIN)/python analysis/figures.py results
 	$(BIN)/python analysis/cited.py README.md docs/findings.md
 
+# With the engines that are extras, too.
 chaos: setup
+	$(BIN)/python -m pip install --quiet -e ".[ray,slurm]" -c constraints.txt
 	$(BIN)/python benchmarks/chaos.py

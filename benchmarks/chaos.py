@@ -178,7 +178,7 @@ def chaos(engine: str, kills: int, mean: float, seed: int, cache: Path, folder: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", default="inline=84,ray=8,slurm=8", help="on each engine")
+    parser.add_argument("--kills", default="inline=84,ray=8,slurm=8", help="on each engine; those of one that is not installed go to inline")
     parser.add_argument("--mean", type=float, default=0.8, help="seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=None, help="where the small world lies, or is pretrained to")
@@ -186,13 +186,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     preflight.check(study_for("inline"))  # imports the trainer, so that the forks need not
-    started, report, missing = time.monotonic(), {}, []
-    for engine, kills in (part.split("=") for part in args.kills.split(",")):
-        if (needs := NEEDS[engine]) and importlib.util.find_spec(needs) is None:
-            missing.append(engine)
-            continue
+    started, report = time.monotonic(), {}
+    asked = {engine: int(kills) for engine, kills in (part.split("=") for part in args.kills.split(","))}
+    missing = [engine for engine in asked if NEEDS[engine] and importlib.util.find_spec(NEEDS[engine]) is None]
+    for engine in missing:
+        asked["inline"] = asked.get("inline", 0) + asked.pop(engine)
+    for engine, kills in asked.items():
         with tempfile.TemporaryDirectory() as place:
-            report[engine] = chaos(engine, int(kills), args.mean, args.seed, args.cache or default_cache(), Path(place))
+            report[engine] = chaos(engine, kills, args.mean, args.seed, args.cache or default_cache(), Path(place))
     total = sum(found["kills"] for found in report.values())  # type: ignore[misc]
     seconds = round(time.monotonic() - started)
     if args.json:
