@@ -78,15 +78,23 @@ def run(
     engine: Annotated[str, typer.Option("--engine", help="inline (this process), ray or slurm")] = "inline",
     workers: Annotated[int | None, typer.Option("--workers", help="ray, slurm: stages at a time", min=1)] = None,
     gpus_per_run: Annotated[
-        float | None, typer.Option("--gpus-per-run", help="ray, slurm: of each stage; ray shares one by parts", min=0)
+        float | None,
+        typer.Option(
+            "--gpus-per-run", help="ray, slurm: GPUs of each stage; ray also gives a part of one, such as 0.25", min=0
+        ),
     ] = None,
-    address: Annotated[str | None, typer.Option("--address", help="ray: of a cluster that runs already")] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="ray: the address of a cluster that runs already")
+    ] = None,
     cluster: Annotated[str | None, typer.Option("--cluster", help="slurm: slurm, or local to try it out")] = None,
     job: Annotated[
         list[str] | None, typer.Option("--job", help="slurm: submitit's parameters, e.g. slurm_partition=gpu")
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="try again what has failed so often, see `retention status`")
+        bool,
+        typer.Option(
+            "--retry-failed", help="try stages again that have used up their attempts; `retention status` names them"
+        ),
     ] = False,
 ) -> None:
     """Run what is not done yet of a study. Interrupted, it goes on where it stopped when it is run again.
@@ -375,7 +383,7 @@ def rephrase(
     probes: Annotated[bool, typer.Option("--probes", help="to be asked by probes, not written with")] = False,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="the first so many edits (or facts) only")] = None,
 ) -> None:
-    """Phrasings of facts by a local instruct model, filtered; look them through before you use them."""
+    """Have a local instruct model say facts in other words, filtered; look them through before you use them."""
     from retention.facts.files import read_pool
     from retention.progress import Progress
     from retention.rephrase import rephrase as ask

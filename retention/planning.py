@@ -96,12 +96,12 @@ def plan(study: Study, store: Store, cache: Path, *, throughput: float | None = 
 def text(plan: Plan) -> Iterator[str]:
     """For people, line by line."""
     yield f"{plan.study.name}: {plan.study.question}" if plan.study.question else plan.study.name
-    for kind, what in (("prepare", "base readings"), ("edit", "distinct edits"), ("tune", "fine-tunes")):
+    for kind, what in (("prepare", "base reading"), ("edit", "distinct edit"), ("tune", "fine-tune")):
         of_kind = [s for s in plan.stages if s.kind == kind]
         hours = plan.hours.get(kind, 0.0)
         left = sum(not s.done for s in of_kind)
         cost = "" if not left else ", time not known" if hours is None else f", {duration(hours)} left"
-        yield f"  {len(of_kind):4d} {what}, {len(of_kind) - left} done{cost}"
+        yield f"  {len(of_kind):4d} {what}{'s' * (len(of_kind) != 1)}, {len(of_kind) - left} done{cost}"
     yield from (f"  time: {line}" for line in plan.basis if any(not s.done for s in plan.stages))
     for name, told in plan.models.items():
         yield f"  model: {told}"

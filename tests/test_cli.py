@@ -191,7 +191,7 @@ def test_what_is_not_here_stops_a_run_and_is_told_after_a_plan(place, call, chan
     assert err.startswith("retention: ")
     code, out, again = call("plan", study)
     assert code == 2
-    assert "   1 fine-tunes, 0 done" in out
+    assert "   1 fine-tune, 0 done" in out
     assert re.search(r"  to do [0-9a-f]{16}  editor=identity", out)
     assert list(place.iterdir()) == [study]
     for text in (err, again):
@@ -342,7 +342,7 @@ def test_plan_prints_the_runs_and_computes_nothing(place, call, finished, monkey
     )
     assert note.endswith("`what: listed` with `layers` freezes the same blocks for every editor")
     assert "small: Are edits forgotten more readily than what the model knew before?" in out
-    for line in ("1 base readings, 0 done", "2 distinct edits, 0 done", "4 fine-tunes, 0 done"):
+    for line in ("1 base reading, 0 done", "2 distinct edits, 0 done", "4 fine-tunes, 0 done"):
         assert line in out
     assert out.count("to do") == 4
     assert out.count("mitigations=freeze") == 2

@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_refused_with_what_to_change(place, monkeypatch, ca
         main(["plan", "planned.yaml"])
     out = capsys.readouterr()
     assert left.value.code == 2
-    assert "1 fine-tunes, 0 done" in out.out
+    assert "1 fine-tune, 0 done" in out.out
     assert "does not fit into 18.0 GiB" in out.err
     monkeypatch.setattr(planning, "device", lambda: Device(name="a large card", memory=80.0, accelerator=True))
     assert not planned().refusals
