@@ -80,6 +80,7 @@ def opened(args: argparse.Namespace) -> Opened:
     if args.form not in forms:
         raise UserError(f"form: unknown {args.form!r}; this study asked {', '.join(forms)}")
     style.warn_incomplete(args.results)
+    style.warn_not_finite(rows)
     columns = st.cell_columns(rows)
     cells = tuple(
         Cell(

@@ -118,6 +118,13 @@ def check_study(results: Path) -> None:
         raise UserError(f"{results}: give the folder of one study in it: {', '.join(names)}")
 
 
+def warn_not_finite(rows: pd.DataFrame) -> None:
+    """Say on standard error which runs have no number to show: their facts count as neither kept nor forgotten."""
+    if "state" in rows:
+        for run_id in sorted(map(str, rows.loc[rows["state"] == "nan_logits", "run_id"].unique())):
+            print(f"not finite: {run_id} has readings that are NaN or infinite, and they are left out", file=sys.stderr)
+
+
 def warn_incomplete(results: Path) -> None:
     """Say on standard error which runs are missing: a figure of part of a grid must not look like the whole."""
     runs = retention.load(results, "runs")

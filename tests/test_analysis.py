@@ -143,6 +143,21 @@ def test_missing_runs_are_named(script, study, monkeypatch, capsys, name):
     assert f"editor={runs['editor'][0]}" in err
 
 
+def test_runs_that_diverged_are_named(script, study, monkeypatch, capsys):
+    rows = retention.load(study)
+    lost = rows["run_id"][0]
+    worse = rows.assign(state=rows["state"].astype(str).mask(rows["run_id"] == lost, "nan_logits"))
+    script("summary")
+    import style
+
+    style.warn_not_finite(worse)
+    assert (
+        capsys.readouterr().err == f"not finite: {lost} has readings that are NaN or infinite, and they are left out\n"
+    )
+    style.warn_not_finite(rows)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("name", ["forgetting_curves", "summary"])
 def test_what_cannot_be_shown_is_said(script, study, monkeypatch, name):
     module = script(name)

@@ -219,6 +219,16 @@ def _cautions(cells: Sequence[Cell], criterion: str, left: int) -> list[str]:
             f"A cell counts only where its interval leaves out zero and the false-discovery rate over all {len(cells)} "
             "cells is below 5 %."
         )
+    if broken := _not_finite(cells):
+        out.append(
+            f"{broken} {'run has' if broken == 1 else 'runs have'} readings that are not finite (training diverged, as a "
+            "rule). Facts without a reading count as neither kept nor forgotten."
+        )
     if left:
         out.append(f"{left} {'run is' if left == 1 else 'runs are'} not complete: this is not yet the whole study.")
     return out
+
+
+def _not_finite(cells: Sequence[Cell]) -> int:
+    """Runs with readings that are not finite."""
+    return sum(int(c.rows.loc[c.rows["state"] == "nan_logits", "run_id"].nunique()) for c in cells)

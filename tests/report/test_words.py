@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from retention import statistics as st
@@ -18,6 +19,7 @@ from retention.report._words import (
     UNSURE,
     Verdict,
     _arm_sentences,
+    _cautions,
     _fair_sentence,
     _headline,
     verdict,
@@ -130,3 +132,12 @@ def test_remedies_that_cannot_be_told_are_not_named_as_better():
     (text,) = _arm_sentences([replace(a, seeds=1) for a in arms], "mitigations")
     assert text == "With one seed a value of mitigations, we cannot tell what it does to edited facts."
     assert _arm_sentences([], "mitigations") == []
+
+
+def test_runs_that_diverged_are_told_of():
+    rows = pd.DataFrame({"run_id": ["a", "a", "b"], "state": ["ok", "nan_logits", "ok"]})
+    cell: Any = SimpleNamespace(seeds=2, runs=("a", "b"), rows=rows)
+    (line,) = (text for text in _cautions([cell], "all_correct", 0) if "finite" in text)
+    assert line.startswith("1 run has readings that are not finite")
+    fine: Any = SimpleNamespace(seeds=2, runs=("a", "b"), rows=rows.assign(state="ok"))
+    assert not any("finite" in text for text in _cautions([fine], "all_correct", 0))

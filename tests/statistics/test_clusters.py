@@ -53,11 +53,8 @@ def test_where_all_are_kept_only_different_facts_count():
     every = st.share(counts(np.ones((6, 20)), same=True))
     assert every is not None
     z2 = stats.norm.ppf(0.975) ** 2
-    assert (every.low, every.high, every.n) == (
-        pytest.approx(20 / (20 + z2)),
-        pytest.approx(1),
-        120,
-    )  # Wilson's of 20 in 20
+    wilson = 20 / (20 + z2)  # of 20 in 20
+    assert (every.low, every.high, every.n) == (pytest.approx(wilson), pytest.approx(1), 120)
     apart = st.share(counts(np.ones((6, 20))))
     assert apart is not None
     assert apart.low == pytest.approx(120 / (120 + z2))
