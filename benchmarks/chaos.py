@@ -178,7 +178,7 @@ def chaos(engine: str, kills: int, mean: float, seed: int, cache: Path, folder: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", default="inline=84,ray=8,slurm=8", help="on each engine; those of one that is not installed go to inline")
+    parser.add_argument("--kills", default="inline=84,ray=8,slurm=8", help="by engine; of a missing one inline")
     parser.add_argument("--mean", type=float, default=0.8, help="seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=None, help="where the small world lies, or is pretrained to")

@@ -221,8 +221,8 @@ def _cautions(cells: Sequence[Cell], criterion: str, left: int) -> list[str]:
         )
     if broken := _not_finite(cells):
         out.append(
-            f"{broken} {'run has' if broken == 1 else 'runs have'} readings that are not finite (training diverged, as a "
-            "rule). Facts without a reading count as neither kept nor forgotten."
+            f"{broken} {'run has' if broken == 1 else 'runs have'} readings that are not finite (training diverged, as "
+            "a rule). Facts without a reading count as neither kept nor forgotten."
         )
     if left:
         out.append(f"{left} {'run is' if left == 1 else 'runs are'} not complete: this is not yet the whole study.")
