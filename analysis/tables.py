@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from scipy.stats import false_discovery_control
 
 from retention.statistics import Estimate
+from retention.statistics.wording import adjusted
+from retention.statistics.wording import p_value as p_value  # part of a table's words: tables.p_value, tables.told
+from retention.statistics.wording import told as told
 from retention.store import write_text
 from retention.types import UserError
 
@@ -28,24 +30,6 @@ def parts(name: str, estimate: Estimate | None) -> dict[str, float | int | None]
     """An estimate as four columns of a CSV table."""
     names = {name: "value", f"{name}_low": "low", f"{name}_high": "high", f"{name}_n": "n"}
     return {column: None if estimate is None else getattr(estimate, part) for column, part in names.items()}
-
-
-def told(estimate: Estimate | None, why: str, *, signed: bool = False, n: bool = True) -> str:
-    """An estimate for people, or why there is none; never NaN."""
-    if estimate is None:
-        return why
-    form = "+z.2f" if signed else "z.2f"  # z: no minus before a zero
-    count = f" ({estimate.n})" if n else ""
-    if estimate.low != estimate.low:
-        return f"{estimate.value:{form}} [one run]{count}"
-    return f"{estimate.value:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]{count}"
-
-
-def p_value(p: float | None) -> str:
-    """A p-value for people."""
-    if p is None or p != p:
-        return "-"
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def markdown(shown: pd.DataFrame) -> str:
@@ -104,6 +88,4 @@ def estimate(row: Any, name: str) -> Estimate | None:
 
 def false_discovery(p: pd.Series) -> pd.Series:
     """Benjamini and Hochberg's q of the tests that there are; missing where p is."""
-    known = p.dropna().astype(float)
-    q = false_discovery_control(known, method="bh") if len(known) else known
-    return pd.Series(q, index=known.index, dtype=float).reindex(p.index)
+    return pd.Series(adjusted(p.tolist()), index=p.index, dtype=float)

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy.stats import false_discovery_control
 
 from retention import statistics as st
 from retention.report._read import Opened
 from retention.statistics import matching
 from retention.statistics.curves import Curves, curves
+from retention.statistics.wording import adjusted
 from retention.types import UserError
 
 FIRST = ("edited", "intrinsic")  # groups that stand first
@@ -206,15 +205,3 @@ def _corrected(arms: list[Arm]) -> list[Arm]:
         for i, q in zip(at, adjusted([arms[i].found.p_t for i in at]), strict=True):
             arms[i] = replace(arms[i], q=q)
     return arms
-
-
-def adjusted(p: list[float | None]) -> list[float | None]:
-    """Benjamini and Hochberg's q of each p that is known."""
-    known = [i for i, x in enumerate(p) if x is not None]
-    out: list[float | None] = [None] * len(p)
-    if known:
-        for i, q in zip(
-            known, false_discovery_control(np.array([p[i] for i in known], float), method="bh"), strict=True
-        ):
-            out[i] = float(q)
-    return out

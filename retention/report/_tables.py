@@ -13,6 +13,7 @@ from retention.report._cells import FIRST, Arm, Cell
 from retention.report._read import STAGES, Opened
 from retention.report._words import Verdict
 from retention.statistics import survival
+from retention.statistics.wording import p_value, told
 
 GAIN = {"task_accuracy": "accuracy", "task_loss": "nats/token"}
 MEASURE = {"task_accuracy": "task gain, accuracy", "task_loss": "task gain, nats/token"}
@@ -27,22 +28,6 @@ class Table:
     body: tuple[tuple[str, ...], ...]
     names: int = 1  # leading columns that name the line
     note: str = ""
-
-
-def told(e: st.Estimate | None, why: str, *, signed: bool = False) -> str:
-    """An estimate for people, or why there is none; never NaN."""
-    if e is None:
-        return why or "-"
-    form = "+z.2f" if signed else "z.2f"  # z: no minus before a zero
-    if e.low != e.low:
-        return f"{e.value:{form}} [one run] ({e.n})"
-    return f"{e.value:{form}} [{e.low:{form}}, {e.high:{form}}] ({e.n})"
-
-
-def p_value(p: float | None) -> str:
-    if p is None or p != p:
-        return "-"
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def named(cell: Cell, varied: Sequence[str]) -> tuple[str, ...]:
@@ -65,7 +50,7 @@ def kept(cells: Sequence[Cell], varied: Sequence[str], unmatched: Sequence[Verdi
                 str(len(cell.runs)),
                 str(cell.steps),
                 *ends,
-                told(found.estimate, found.why, signed=True),
+                told(found.estimate, found.why or "-", signed=True),
                 found.told,
                 gain,
             )
@@ -87,8 +72,8 @@ def fair(cells: Sequence[Cell], varied: Sequence[str], matched: Sequence[Verdict
         f = cell.fair
         body.append(
             (
-                *named(cell, varied), told(f.unmatched, f.states["unmatched"], signed=True),
-                told(f.matched.difference, f.states["matched"], signed=True),
+                *named(cell, varied), told(f.unmatched, f.states["unmatched"] or "-", signed=True),
+                told(f.matched.difference, f.states["matched"] or "-", signed=True),
                 told(f.regression, f.states["regression"], signed=True), found.told,
             )
         )  # fmt: skip
@@ -171,7 +156,8 @@ def arms(found: Sequence[Arm], axis: str) -> Table:
         body.append(
             (
                 *(arm.context.get(name, "-") for name in context), arm.name,
-                MEASURE.get(arm.measure, f"{arm.measure}, kept"), told(c.difference, arm.state, signed=True), means,
+                MEASURE.get(arm.measure, f"{arm.measure}, kept"),
+                told(c.difference, arm.state or "-", signed=True), means,
                 str(c.runs), p_value(c.p_t), p_value(arm.q), p_value(c.p_seeds),
             )
         )  # fmt: skip

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retention import statistics as st
-from retention.report._cells import Arm, Cell, adjusted
+from retention.report._cells import Arm, Cell
+from retention.statistics.wording import adjusted
 
 LEVEL = 0.05  # of the false-discovery rate
 LESS, MORE, UNSURE, ONE_SEED, NONE = "less", "more", "cannot tell", "one seed", "none"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,13 +146,8 @@ def plans(
     lines: list[dict[str, object]] = []
     for key, cell in rows.groupby(list(columns), observed=True, sort=True):
         named = dict(zip(columns, map(str, key), strict=True))
-        try:
+        with _told_of(named, lines):
             plan = power(cell, difference, criterion=criterion, form=form, facts=facts, chance=chance)
-        except UserError as error:
-            if not str(error).startswith("power: no"):
-                raise
-            lines.append({**named, "state": str(error).removeprefix("power: ")})
-        else:
             lines.append({**named, **_line(plan)})
     return _table(lines, columns, "editor", facts)
 
@@ -178,15 +174,21 @@ def paired_plans(
     lines: list[dict[str, object]] = []
     for key, part in pairs.groupby(columns, sort=True):
         named = dict(zip(columns, map(str, key), strict=True))
-        try:
+        with _told_of(named, lines):
             plan = paired_power(paired_questions(questions, part), difference, facts=facts, chance=chance)
-        except UserError as error:
-            if not str(error).startswith("power: no"):
-                raise
-            lines.append({**named, "state": str(error).removeprefix("power: ")})
-        else:
             lines.append({**named, **_line(plan)})
     return _table(lines, columns, axis, facts)
+
+
+@contextmanager
+def _told_of(named: Mapping[str, str], lines: list[dict[str, object]]) -> Iterator[None]:
+    """A pilot that tells of no variance becomes a line that says why."""
+    try:
+        yield
+    except UserError as error:
+        if not str(error).startswith("power: no"):
+            raise
+        lines.append({**named, "state": str(error).removeprefix("power: ")})
 
 
 def _line(plan: Power) -> dict[str, object]:
