@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
+import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from retention.types import Part
 
 RECIPE_VERSION = 2  # raised whenever equal settings would give other weights
+
+
+def native_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware; one that does not takes 40 times as long as by float32.
+
+    What it says is written into the settings of a model, and so into its key.
+    """
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 class Recipe(Part):
@@ -32,7 +41,8 @@ class Recipe(Part):
     )  # share of the steps over which the learning rates rise; cosine to 0 then
     clip: PositiveFloat = 1.0  # largest norm of the gradient
     init_std: PositiveFloat = 0.02  # standard deviation of the initial weights
-    bf16: bool = True  # autocast the forward pass to bfloat16; the weights stay float32
+    # Autocast the forward pass to bfloat16; the weights stay float32. Default: where the processor has it in hardware.
+    bf16: bool = Field(default_factory=lambda: native_bf16())
 
 
 class Pretraining(Recipe):
@@ -49,6 +59,11 @@ class Pretraining(Recipe):
     device: Literal["cpu", "cuda"] = "cpu"
     compile: bool = False  # by torch.compile: some minutes at first, fewer passes over memory then
     checkpoint_seconds: PositiveFloat = 60.0  # between two checkpoints that an interrupted pretraining goes on from
+
+    @model_validator(mode="before")
+    @classmethod
+    def _half_on_a_gpu(cls, given: Any) -> Any:
+        return {"bf16": True, **given} if isinstance(given, dict) and given.get("device") == "cuda" else given
 
     @model_validator(mode="after")
     def _shape(self) -> Self:
