@@ -11,6 +11,7 @@ from retention.facts.files import read_pool
 from retention.types import UserError
 from retention.world import Recipe, WorldModel, settings
 from retention.world.factfile import read_facts
+from retention.world.muon import Muon, orthogonalised
 from retention.world.settings import Pretraining
 from retention.world.stream import Material, stream
 from retention.world.train import batches, documents
@@ -114,6 +115,32 @@ def test_bfloat16_is_the_default_only_where_the_processor_has_it(monkeypatch):
         assert Pretraining().bf16 is native
         assert Pretraining(device="cuda").bf16 is True
         assert Pretraining(device="cuda", bf16=False).bf16 is False
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (9, 3)])
+def test_muon_is_torchs_in_bfloat16_and_keeps_to_float32(shape):
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    made = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.01}
+    p, q, r = (torch.nn.Parameter(start.clone()) for _ in range(3))
+    steppers = [
+        torch.optim.Muon([p], nesterov=True, **made),
+        Muon([q], dtype=torch.bfloat16, **made),
+        Muon([r], dtype=torch.float32, **made),
+    ]
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(4):
+        gradient = torch.randn(shape, generator=generator)
+        for parameter, stepper in zip((p, q, r), steppers, strict=True):
+            parameter.grad = gradient.clone()
+            stepper.step()
+    assert torch.equal(p, q)
+    assert not torch.equal(p, r)
+    assert torch.allclose(p, r, atol=2e-3)
+    u, _, v = torch.linalg.svd(gradient.double(), full_matrices=False)
+    found = orthogonalised(gradient, torch.float32).double()
+    values = torch.diagonal(u.mT @ found @ v.mT)
+    assert torch.allclose(u @ torch.diag(values) @ v, found, atol=1e-5)  # the same singular vectors
+    assert ((values > 0.6) & (values < 1.3)).all()  # all of about one length
 
 
 def test_an_interrupted_pretraining_leaves_nothing(tmp_path):

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from retention.types import Part
 
-RECIPE_VERSION = 2  # raised whenever equal settings would give other weights
+RECIPE_VERSION = 3  # raised whenever equal settings would give other weights
 
 
 def native_bf16() -> bool:
@@ -41,7 +41,7 @@ class Recipe(Part):
     )  # share of the steps over which the learning rates rise; cosine to 0 then
     clip: PositiveFloat = 1.0  # largest norm of the gradient
     init_std: PositiveFloat = 0.02  # standard deviation of the initial weights
-    # Autocast the forward pass to bfloat16; the weights stay float32. Default: where the processor has it in hardware.
+    # Products in bfloat16, the weights stay float32. Default: where the processor has it in hardware.
     bf16: bool = Field(default_factory=lambda: native_bf16())
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from retention.world.muon import Muon
 from retention.world.settings import Recipe
 
 if TYPE_CHECKING:
@@ -119,11 +120,12 @@ def optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Opti
     hidden = {id(p) for p in matrices}
     vectors = [p for p in model.parameters() if id(p) not in hidden]
     return [
-        torch.optim.Muon(
-            matrices, lr=recipe.matrix_lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+        Muon(
+            matrices, lr=recipe.matrix_lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
+            dtype=torch.bfloat16 if recipe.bf16 else torch.float32,
         ),
         torch.optim.AdamW(vectors, lr=recipe.vector_lr, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
+    ]  # fmt: skip
 
 
 def scheduled(step: int, total: int, warmup: float) -> float:
