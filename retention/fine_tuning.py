@@ -115,11 +115,14 @@ def _tune(run: Run, bench: Bench, split: int) -> None:
         names=frozenset(name for name, _ in loaded.model.named_parameters()),
     )
     tasks, sources = _tasks(run, scene)
-    with held_back() as signals, bench.store.publishing("runs", key, resume=True) as folder:
-        reader = Reader(run, loaded, drawn, tasks, soft_prompt, folder)
-        resume = Resume(
+    with (
+        held_back() as signals,
+        bench.store.publishing("runs", key, resume=True) as folder,
+        Resume(
             folder, bench.store.content("edits", edit_id(run)), signals, lambda what: bench.report(what, 0, 1)
-        )
+        ) as resume,
+    ):
+        reader = Reader(run, loaded, drawn, tasks, soft_prompt, folder)
         before = resume.before()
         if before is None:
             reader.score(STEP_BASE, 0, soft_prompt=None)

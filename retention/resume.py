@@ -10,15 +10,15 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
-from safetensors import SafetensorError
-
-from retention import snapshot
+from retention import memory, snapshot
 from retention.interrupts import Held
 
 EVERY = 60.0  # seconds of training between two snapshots at least: what a kill may cost
-SHARE = 0.05  # of the time that training may spend on them at most
+SHARE = 0.02  # of the time that training may spend on them at most, what is written meanwhile included
+SPARE = 2  # copies of a snapshot that free memory must hold, for one to be taken and written while training goes on
 
 
 class Resume:
@@ -35,6 +35,9 @@ class Resume:
         self.run: dict[str, Any] = {}  # what the run holds now, as of the last step: set by the stage
         self.number = 1  # of the present fine-tune
         self._last, self._cost, self._unable = time.monotonic(), 0.0, False
+        self._writing: Thread | None = None
+        self._failed: OSError | None = None
+        self._sums: dict[str, str] = {}  # of readings' files, which are written once
         self._kept: list[Path] = []
         self.first, self.begun = self._found()
         for path in self.place.glob("*"):
@@ -91,7 +94,9 @@ class Resume:
         """Whether training should be saved after this step: a signal waits, or enough time has passed."""
         if self.signals.waiting is not None:
             return True
-        return not self._unable and time.monotonic() - self._last >= max(EVERY, self._cost / SHARE)
+        if self._unable or (self._writing is not None and self._writing.is_alive()):
+            return False
+        return time.monotonic() - self._last >= max(EVERY, self._cost / SHARE)
 
     def save(self, state: dict[str, Any]) -> None:
         """Within a fine-tune. state: the trainer's, with its `step`."""
@@ -103,22 +108,61 @@ class Resume:
         self._write(self._at(), state)
 
     def _write(self, path: Path, value: dict[str, Any]) -> None:
+        """Take a snapshot, and write it while training goes on: now, where a signal waits or memory holds no copy."""
+        self.settle()
         if self._unable:
             return
         started = time.monotonic()
-        files = {p.name: snapshot.checksum(p) for p in self.folder.glob("*.parquet")}
+        for file in self.folder.glob("*.parquet"):
+            if file.name not in self._sums:
+                self._sums[file.name] = snapshot.checksum(file)
         try:
-            snapshot.save(path, {**value, "run": self.run, "source": self.source, "files": files})
-        except (OSError, TypeError, SafetensorError) as error:
-            self._unable = True  # the run goes on without; killed, it begins again at its edit
-            self._say(f"cannot be saved on the way: {error}")
+            taken = snapshot.taken({**value, "run": self.run, "source": self.source, "files": self._sums})
+        except TypeError as error:
+            self._give_up(error)
             return
-        for other in self.place.glob("*"):
-            if other not in (path, self._at()):
-                shutil.rmtree(other)
+        if self.signals.waiting is None and SPARE * taken.size < memory.available():
+            taken = taken.copied()
+            self._cost = time.monotonic() - started
+            self._writing = Thread(target=self._finish, args=(taken, path, time.thread_time), daemon=True)
+            self._writing.start()
+        else:
+            self._cost = 0.0
+            self._finish(taken, path, lambda: time.monotonic() - started)
+            self.settle()
         self._last = time.monotonic()
-        self._cost = self._last - started
+
+    def _finish(self, taken: snapshot.Taken, path: Path, clock: Callable[[], float]) -> None:
+        try:
+            taken.write(path)
+        except OSError as error:
+            self._failed = error
+        else:
+            for other in self.place.glob("*"):
+                if other not in (path, self._at()):
+                    shutil.rmtree(other, ignore_errors=True)
+        self._cost += clock()
+
+    def settle(self) -> None:
+        """Wait until what was taken is written."""
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+        if self._failed is not None:
+            self._give_up(self._failed)
+            self._failed = None
+
+    def _give_up(self, error: Exception) -> None:
+        self._unable = True  # the run goes on without; killed, it begins again at its edit
+        self._say(f"cannot be saved on the way: {error}")
+
+    def __enter__(self) -> Resume:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.settle()
 
     def over(self) -> None:
         """All is read: nothing of this is published."""
+        self.settle()
         shutil.rmtree(self.place, ignore_errors=True)

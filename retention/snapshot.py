@@ -1,4 +1,4 @@
-"""Nested values with tensors as a folder, so that work can be taken up again: safetensors and JSON, never a pickle.
+"""Nested values with tensors as a folder, so that work can be taken up again: raw numbers and JSON, never a pickle.
 
 A snapshot appears whole, by one rename, and is read only if every checksum fits. Numbers come back bit for bit. Does
 not know what is kept.
@@ -8,59 +8,130 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-FORMAT = 1  # raised when the layout changes: others' snapshots are then no snapshots
-LARGEST = 1 << 30  # bytes of tensors in one file, since each is copied in memory while it is written
+FORMAT = 2  # raised when the layout changes: others' snapshots are then no snapshots
+TENSORS = "tensors.bin"  # one behind the other, as value.json tells
+PORTION = 1 << 22  # bytes that are hashed and written at once: what stays in a processor's cache
 
 
-def save(folder: Path, value: Any) -> None:
-    """Write None, numbers, texts, tensors, and lists, tuples and dicts of them. Raises TypeError for anything else."""
+@dataclass(frozen=True)
+class Taken:
+    """A value as it was at one moment, still to be written."""
+
+    shape: str  # JSON; tensors by number
+    tensors: tuple[Tensor, ...]  # contiguous
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
+
+    def copied(self) -> Taken:
+        """With tensors of its own, in main memory: what goes on in others leaves it as it is."""
+        return Taken(self.shape, tuple(torch.empty_like(t, device="cpu").copy_(t) for t in self.tensors))
+
+    def write(self, folder: Path) -> None:
+        """Raises OSError; the folder is then not there."""
+        work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+        work.mkdir(parents=True)
+        try:
+            sums = {"value.json": _written(work / "value.json", [self.shape.encode()])}
+            sums[TENSORS] = _written(work / TENSORS, map(_bytes, self.tensors))
+            mark = {"format": FORMAT, "sha256": sums}
+            (work / "complete.json").write_text(json.dumps(mark), encoding="utf-8")
+            os.rename(work, folder)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+
+
+def taken(value: Any) -> Taken:
+    """None, numbers, texts, tensors, and lists, tuples and dicts of them. Raises TypeError for anything else.
+
+    Tensors are the value's own where they are contiguous.
+    """
     tensors: list[Tensor] = []
-    shape = json.dumps(_down(value, tensors))
-    work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    work.mkdir(parents=True)
-    try:
-        (work / "value.json").write_text(shape, encoding="utf-8")
-        for number, part in enumerate(_parts(tensors)):
-            save_file(part, work / f"tensors-{number:03d}.safetensors")
-        mark = {"format": FORMAT, "sha256": {path.name: checksum(path) for path in sorted(work.iterdir())}}
-        (work / "complete.json").write_text(json.dumps(mark), encoding="utf-8")
-        os.rename(work, folder)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
+    shape = json.dumps({"value": _down(value, tensors), "tensors": [[_name(t), list(t.shape)] for t in tensors]})
+    return Taken(shape, tuple(tensor.contiguous() for tensor in tensors))
 
 
 def load(folder: Path) -> Any:
     """What was saved, on the devices it was on. Raises ValueError if it is no snapshot, not as it was, or they lack."""
     try:
         mark = json.loads((folder / "complete.json").read_text(encoding="utf-8"))
-        found = {path.name: checksum(path) for path in folder.iterdir() if path.name != "complete.json"}
-        if mark != {"format": FORMAT, "sha256": found}:
+        if mark["format"] != FORMAT or {p.name for p in folder.iterdir()} != {*mark["sha256"], "complete.json"}:
             raise ValueError(f"{folder}: is not what was saved, or was saved in another format")
-        tensors: dict[str, Tensor] = {}
-        for name in found:
-            if name.endswith(".safetensors"):
-                tensors |= load_file(folder / name)
-        return _up(json.loads((folder / "value.json").read_text(encoding="utf-8")), tensors)
-    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, AssertionError) as error:
+        text = (folder / "value.json").read_bytes()
+        shape = json.loads(text)
+        tensors, digest = _read(folder / TENSORS, shape["tensors"])
+        if mark["sha256"] != {"value.json": hashlib.sha256(text).hexdigest(), TENSORS: digest}:
+            raise ValueError(f"{folder}: is not what was saved")
+        return _up(shape["value"], tensors)
+    except (OSError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, AssertionError) as error:
         # The last two: torch, of a device that is not here. CUDA without memory is a RuntimeError too.
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise ValueError(f"{folder}: {error}") from None
+
+
+def _written(path: Path, parts: Iterable[Any]) -> str:
+    """The checksum of what is written, without reading it again."""
+    digest = hashlib.sha256()
+    with path.open("wb", buffering=0) as file:
+        for part in parts:
+            view = memoryview(part)
+            for start in range(0, len(view), PORTION):
+                portion = view[start : start + PORTION]
+                digest.update(portion)
+                while portion:
+                    portion = portion[file.write(portion) :]
+    return digest.hexdigest()
+
+
+def _read(path: Path, about: Sequence[Any]) -> tuple[list[Tensor], str]:
+    """Tensors by their dtypes and shapes, and the checksum of the file."""
+    digest = hashlib.sha256()
+    tensors = []
+    with path.open("rb", buffering=0) as file:
+        left = path.stat().st_size
+        for name, shape in about:
+            dtype = getattr(torch, name)
+            size = math.prod(shape) * dtype.itemsize
+            if size > left:
+                raise ValueError(f"{path}: is shorter than its tensors")
+            left -= size
+            tensor = torch.empty(shape, dtype=dtype)
+            view = memoryview(_bytes(tensor))
+            for start in range(0, len(view), PORTION):
+                portion = view[start : start + PORTION]
+                rest = portion
+                while rest:
+                    rest = rest[file.readinto(rest) or len(rest) :]
+                digest.update(portion)
+            tensors.append(tensor)
+        digest.update(file.read())
+    return tensors, digest.hexdigest()
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.cpu().reshape(-1).view(torch.uint8).numpy()
 
 
 @torch.no_grad()
@@ -115,7 +186,7 @@ def _down(value: Any, tensors: list[Tensor]) -> Any:
     raise TypeError(f"cannot be saved: {type(value).__name__}")
 
 
-def _up(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _up(value: Any, tensors: Sequence[Tensor]) -> Any:
     if isinstance(value, list):
         return [_up(item, tensors) for item in value]
     if not isinstance(value, dict):
@@ -123,7 +194,7 @@ def _up(value: Any, tensors: dict[str, Tensor]) -> Any:
     ((kind, inner),) = value.items()
     if kind == "tensor":
         number, device, strides = inner
-        found = tensors[str(number)]
+        found = tensors[number]
         # As it lay in memory: products of a transposed matrix are rounded otherwise.
         if list(found.stride()) != strides and 0 not in strides:
             found = torch.empty_strided(found.shape, strides, dtype=found.dtype).copy_(found)
@@ -131,23 +202,3 @@ def _up(value: Any, tensors: dict[str, Tensor]) -> Any:
     if kind == "tuple":
         return tuple(_up(item, tensors) for item in inner)
     return {_up(key, tensors): _up(item, tensors) for key, item in inner}
-
-
-def _parts(tensors: list[Tensor]) -> Iterator[dict[str, Tensor]]:
-    """By number, in portions of at most LARGEST bytes, a larger tensor alone."""
-    part: dict[str, Tensor] = {}
-    size = 0
-    places: set[int] = set()
-    for number, tensor in enumerate(tensors):
-        bytes_ = tensor.numel() * tensor.element_size()
-        if part and size + bytes_ > LARGEST:
-            yield part
-            part, size, places = {}, 0, set()
-        own = tensor.contiguous()
-        if own.numel() and own.untyped_storage().data_ptr() in places:  # safetensors takes no two views of one memory
-            own = own.clone()
-        places.add(own.untyped_storage().data_ptr())
-        part[str(number)] = own
-        size += bytes_
-    if part:
-        yield part

@@ -280,7 +280,7 @@ class Guard:
         return nullcontext()
 
     def state(self) -> Any:
-        """What it has gathered since the first step, for `snapshot.save`; None where the next step needs nothing."""
+        """What it has gathered since the first step, for `snapshot.taken`; None where the next step needs nothing."""
         return None
 
     def resume(self, state: Any) -> None:

@@ -42,6 +42,7 @@ LEVELS = {
         "trainer_fields",
         "trainer_state",
         "snapshot",
+        "memory",
         "resume",
         "interrupts",
         "models",

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 import transformers
 
 import retention
-from retention import fine_tuning, snapshot
+from retention import fine_tuning, memory, snapshot
 from retention import resume as resuming
 from retention.adapters import Adapter, Full
 from retention.cli import main
@@ -68,6 +69,7 @@ def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
     def write_and_die(self: Resume, path: Path, value: Any) -> None:
         write(self, path, value)
+        self.settle()
         if path.name == at[0]:
             at[0] = ""
             raise Killed
@@ -250,8 +252,8 @@ def other_format(path: Path) -> None:
 
 
 DAMAGE = [
-    ("resume/tune-1-00000007/tensors-000.safetensors", flip),
-    ("resume/tune-1-00000007/tensors-000.safetensors", cut),
+    ("resume/tune-1-00000007/tensors.bin", flip),
+    ("resume/tune-1-00000007/tensors.bin", cut),
     ("resume/tune-1-00000007/value.json", flip),
     ("resume/tune-1-00000007/value.json", Path.unlink),
     ("resume/tune-1-00000007/complete.json", cut),
@@ -275,6 +277,7 @@ def test_what_is_not_as_it_was_saved_is_never_used_and_removed(tmp_path, name, d
     (place / "probes-000005.parquet").write_bytes(b"rows of step 5")
     saving.run = {"scores": [1.5]}
     saving.save({"step": 7, "parameters": {"w": torch.ones(3)}})
+    saving.settle()
     (place / "probes-000009.parquet").write_bytes(b"rows of step 9")
     found = opened()
     assert found.before() == {"scores": [1.5]}
@@ -307,7 +310,7 @@ def test_a_run_whose_snapshot_is_damaged_begins_again(short, tmp_path, cache, st
     kill(1, 3)
     with pytest.raises(Killed):
         go(short[0], place, cache)
-    flip(next(place.rglob("resume/*/tensors-000.safetensors")))
+    flip(next(place.rglob("resume/*/tensors.bin")))
     steps.clear()
     go(short[0], place, cache)
     assert steps == [1, 2, 3, 4]
@@ -318,11 +321,11 @@ def test_a_full_disk_on_the_way_costs_the_snapshot_and_nothing_else(short, tmp_p
     place, told = emptied(short, tmp_path), []
     monkeypatch.setattr(resuming, "EVERY", 0.0)
 
-    def full(folder: Path, value: Any) -> None:
+    def full(taken: snapshot.Taken, folder: Path) -> None:
         told.append(folder.name)
         raise OSError(28, "No space left on device", str(folder))
 
-    monkeypatch.setattr(snapshot, "save", full)
+    monkeypatch.setattr(snapshot.Taken, "write", full)
     go(short[0], place, cache)
     assert told == ["tune-1-00000001"]  # once
     same(place, short[1])
@@ -330,7 +333,7 @@ def test_a_full_disk_on_the_way_costs_the_snapshot_and_nothing_else(short, tmp_p
 
 def test_small_runs_save_nothing(short, tmp_path, cache, monkeypatch):
     place = emptied(short, tmp_path)
-    monkeypatch.setattr(snapshot, "save", lambda *_: pytest.fail("saved"))
+    monkeypatch.setattr(snapshot, "taken", lambda *_: pytest.fail("saved"))
     go(short[0], place, cache)
     same(place, short[1])
 
@@ -415,20 +418,85 @@ def test_who_takes_no_notice_of_a_signal_trains_on(short, tmp_path, cache, monke
     same(place, short[1])
 
 
+# ------------------------------------------------------------------------------------------------ in the background
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """No snapshot is written before the event is set."""
+    go_on, write = threading.Event(), snapshot.Taken.write
+
+    def late(taken: snapshot.Taken, folder: Path) -> None:
+        assert go_on.wait(60)
+        write(taken, folder)
+
+    monkeypatch.setattr(snapshot.Taken, "write", late)
+    monkeypatch.setattr(resuming, "EVERY", 0.0)
+    monkeypatch.setattr(resuming, "SHARE", math.inf)
+    yield go_on
+    go_on.set()
+
+
+def test_a_snapshot_is_of_its_step_although_training_goes_on_while_it_is_written(tmp_path, slow):
+    weight, scores = torch.ones(3), [1.5]
+    with Resume(tmp_path, "edit", Signals(), lambda what: pytest.fail(what)) as saving:
+        saving.run = {"scores": scores}
+        assert saving.due()
+        saving.save({"step": 7, "parameters": {"w": weight}})
+        weight += 1
+        scores.append(2.5)
+        assert not saving.due()  # one at a time
+        slow.set()
+    found = Resume(tmp_path, "edit", Signals(), lambda what: None)
+    assert found.before() == {"scores": [1.5]}
+    assert torch.equal(found.begun["training"]["parameters"]["w"], torch.ones(3))
+
+
+@pytest.mark.parametrize("room", [0, 1 << 40])
+def test_what_memory_holds_no_copy_of_is_written_at_once(tmp_path, monkeypatch, room):
+    monkeypatch.setattr(memory, "available", lambda: room)
+    saving = Resume(tmp_path, "edit", Signals(), lambda what: pytest.fail(what))
+    saving.save({"step": 7, "parameters": {"w": torch.ones(3)}})
+    assert (saving._writing is None) == (room == 0)
+    saving.settle()
+    assert [p.name for p in tmp_path.glob("resume/*")] == ["tune-1-00000007"]
+
+
+def test_at_a_signal_nothing_is_left_to_be_written(tmp_path, slow):
+    slow.set()
+    signals = Signals()
+    signals.waiting = signal.SIGTERM
+    Resume(tmp_path, "edit", signals, lambda what: None).save({"step": 7, "parameters": {"w": torch.ones(3)}})
+    assert [p.name for p in tmp_path.glob("resume/*")] == ["tune-1-00000007"]
+
+
+def test_the_next_snapshot_waits_until_this_one_has_cost_at_most_its_share(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(resuming.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(resuming.time, "thread_time", lambda: 3.0)
+    saving = Resume(tmp_path, "edit", Signals(), lambda what: pytest.fail(what))
+    now[0] += resuming.EVERY
+    assert saving.due()
+    saving.save({"step": 7, "parameters": {"w": torch.ones(3)}})
+    saving.settle()
+    for seconds, due in ((resuming.EVERY, False), (3.0 / 0.02 - resuming.EVERY - 1, False), (2, True)):
+        now[0] += seconds
+        assert saving.due() == due
+
+
 # ------------------------------------------------------------------------------------------------ values
 
 
 def test_values_come_back_as_they_were(tmp_path, monkeypatch):
-    monkeypatch.setattr(snapshot, "LARGEST", 64)
+    monkeypatch.setattr(snapshot, "PORTION", 7)
     base = torch.randn(4, 8)
     value = {
         "a": [1, 2.5, -0.0, 1e-310, "text", None, True, (1, (2,))], 3: {"nested": {}}, (1, "key"): [],
         "tensors": [base, base.T, base[1:], torch.tensor(3), torch.zeros(0), torch.ones(3, dtype=torch.bfloat16)],
         "nan": math.nan,
     }  # fmt: skip
-    snapshot.save(tmp_path / "s", value)
+    snapshot.taken(value).copied().write(tmp_path / "s")
     found = snapshot.load(tmp_path / "s")
-    assert len(list((tmp_path / "s").glob("*.safetensors"))) > 1
     assert math.isnan(found.pop("nan"))
     tensors, before = found.pop("tensors"), value["tensors"]
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(tensors, before, strict=True))
@@ -437,7 +505,7 @@ def test_values_come_back_as_they_were(tmp_path, monkeypatch):
     assert str(found["a"][2]) == "-0.0"
     assert isinstance(found["a"][7], tuple)
     with pytest.raises(TypeError, match="cannot be saved: set"):
-        snapshot.save(tmp_path / "t", {"a": {1}})
+        snapshot.taken({"a": {1}})
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
     with pytest.raises(ValueError, match="No such file"):
         snapshot.load(tmp_path / "t")
@@ -448,6 +516,6 @@ def test_what_was_on_a_device_that_is_not_here_is_no_snapshot(tmp_path, monkeypa
     elsewhere = lambda v, t: json.loads(json.dumps(down(v, t)).replace('"cpu"', '"cuda:63"'))  # noqa: E731
     with monkeypatch.context() as patched:
         patched.setattr(snapshot, "_down", elsewhere)
-        snapshot.save(tmp_path / "s", {"a": torch.ones(2)})
+        snapshot.taken({"a": torch.ones(2)}).write(tmp_path / "s")
     with pytest.raises(ValueError, match=r"s: .*(CUDA|device)"):
         snapshot.load(tmp_path / "s")

@@ -173,7 +173,7 @@ WRITERS = {
     "parquet": lambda path: write_table(path, pa.table({"a": torch.randn(1 << 16).numpy()})),
     "json": lambda path: write_json(path, {"a": "x" * (1 << 18)}),
     "safetensors": lambda path: save_file({"a": torch.ones(1 << 16)}, path),
-    "snapshot": lambda path: snapshot.save(path, {"a": torch.ones(1 << 16)}),
+    "snapshot": lambda path: snapshot.taken({"a": torch.ones(1 << 16)}).write(path),
 }
 
 
