@@ -34,9 +34,9 @@ import torch
 import retention
 from retention import preflight
 from retention.api import Unfinished
+from retention.cache_folders import default_cache
 from retention.engines import Engine, _work, slurm
 from retention.engines import ray as engine_ray
-from retention.stages import default_cache
 from retention.study import Study
 from tests.engines.noted import noted_settle, noting
 from tests.small_study import ROME, TUNE, document

@@ -39,8 +39,8 @@ import trl  # noqa: F401  # imports are not what is measured
 
 import retention
 from retention import fine_tuning, preflight, stages
+from retention.cache_folders import default_cache
 from retention.engines import Engine
-from retention.stages import default_cache
 from retention.study import Study
 from retention.world import WorldModel
 

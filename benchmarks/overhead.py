@@ -37,6 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from retention import tune
 from retention.adapters import Full
+from retention.cache_folders import default_cache
 from retention.data import rows_of
 from retention.edit import write_edits
 from retention.facts import pool_of
@@ -47,7 +48,6 @@ from retention.objectives import Sft
 from retention.probes import Generate, Prepared, Score, read_all
 from retention.probes.ability import heldout
 from retention.probes.rivals import rivals
-from retention.stages import default_cache
 from retention.store import Keys, write_readings
 from retention.study import Study
 from retention.types import Delta, Question

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retention import ids, preflight
+from retention.cache_folders import default_cache
 from retention.engines import Engine, inline
 from retention.engines._failures import ATTEMPTS, forget, path_of
 from retention.engines._work import Board, tidy, unwritable
 from retention.progress import Progress
-from retention.stages import Bench, default_cache
+from retention.stages import Bench
 from retention.store import Store
 from retention.study import Run, Study
 from retention.types import UserError

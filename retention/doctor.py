@@ -44,7 +44,7 @@ def examine(
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from retention.stages import default_cache
+    from retention.cache_folders import default_cache
 
     place = default_cache() if cache is None else cache
     found = {

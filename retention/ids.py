@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
+from retention.cache_folders import file_digest
 from retention.data import files_of
 from retention.data.files import data_file
-from retention.model_folder import content_hash, file_digest, nothing_fetched, resolve
+from retention.model_folder import content_hash, nothing_fetched, resolve
 from retention.models import HubModel
 from retention.objectives import Clm, Sft
 from retention.study import Run, Settings

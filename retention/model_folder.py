@@ -8,13 +8,15 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
 from pathlib import Path
 
+from retention.cache_folders import file_digest
+from retention.fetch import MODELS, fetched
+from retention.gguf_file import architecture_of, convert, converted
 from retention.types import Missing, UserError
 
 CONTENT_FILES = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*token*.json", "merges.txt",
-                 "vocab.*", "corpus.txt")  # fmt: skip
+                 "vocab.*", "*.model", "chat_template*", "corpus.txt")  # fmt: skip
 
 
 class NotFetched(Missing):
@@ -39,11 +41,14 @@ def nothing_fetched() -> Iterator[None]:
 
 
 def resolve(name: str | Path, revision: str | None = None) -> Path:
-    """The folder that holds the model; a Hub name is fetched (or found in the Hub's own cache).
+    """The folder that holds the model: a folder, a GGUF file's, that of a model by `retention fetch`, or of the Hub.
 
+    A GGUF file is converted and a Hub name is fetched where that was not done yet, but not within `nothing_fetched`.
     Raises UserError for what is no model folder, Missing for what is not here and could not be fetched.
     """
     folder = Path(name).expanduser()
+    if (folder.suffix == ".gguf" and folder.is_file()) or str(name) in MODELS:
+        return _of_gguf(folder, str(name), revision)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"model: {folder} has no config.json, so it is not a model folder")
@@ -54,7 +59,7 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
         near = difflib.get_close_matches(folder.name, siblings, n=1)
         raise Missing(
             f"model: there is no folder {text!r}{f'; did you mean {near[0]!r}?' if near else ''}; "
-            "give a folder, or a Hub name such as openai-community/gpt2"
+            f"give a folder, a GGUF file, a Hub name such as openai-community/gpt2, or {' or '.join(MODELS)}"
         )
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -73,6 +78,23 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
     if here and not _whole(found):  # only some of its files were fetched
         raise NotFetched(_not_here(text, revision))
     return found
+
+
+def _of_gguf(path: Path, name: str, revision: str | None) -> Path:
+    if revision is not None:
+        raise UserError(f"model: {name!r} has no revisions: leave `revision` out (it is for models of the Hub)")
+    if name in MODELS:
+        if path.exists():
+            raise UserError(
+                f"model: {name!r} is the name of a model by `retention fetch`, and of a folder here: write ./{name} "
+                "for the folder, or rename it"
+            )
+        return fetched(name)
+    found = converted(path)
+    if found is None and not fetching():
+        architecture_of(path)
+        raise NotFetched(f"model: {name!r} is not converted yet; `retention run` does that once")
+    return found or convert(path)
 
 
 def _not_here(name: str, revision: str | None) -> str:
@@ -105,15 +127,3 @@ def content_hash(folder: str | Path) -> str:
     for file in sorted(files, key=lambda file: file.name):
         digest.update(file.name.encode() + b"\0" + file_digest(file))
     return digest.hexdigest()
-
-
-def file_digest(file: Path) -> bytes:
-    """SHA-256 of a file's bytes. Read once in a process, unless its size or its time of change is another."""
-    stat = file.stat()
-    return _digest(file.resolve(), stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _digest(file: Path, _size: int, _changed: int) -> bytes:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").digest()

@@ -33,9 +33,12 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "s
 
 
 class HubModel(Part):
-    """A causal language model in a folder or on the Hub. Never runs code that comes with the weights."""
+    """A causal language model in a folder, a GGUF file or on the Hub. Never runs code that comes with the weights."""
 
-    name: str = Field(description="a folder, or a name on the Hub such as openai-community/gpt2")
+    name: str = Field(
+        description="a folder, a GGUF file, a name on the Hub such as openai-community/gpt2, or smollm2 or gemma3 "
+        "(by `retention fetch`)"
+    )
     revision: str | None = Field(default=None, description="commit, tag or branch on the Hub; None is its main branch")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="the weights are rounded to it, then held in float32 while they are worked on"

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from transformers import TrainerCallback
 
 from retention.artefacts import QUESTIONS
+from retention.cache_folders import default_cache
 from retention.data.files import read_lines
 from retention.deltas import refuse_edited, room_for, save_delta, write_edited
 from retention.editors import AnyEditor
@@ -27,7 +28,6 @@ from retention.models import anatomy, load_model
 from retention.probes import Generate, Score, read_all
 from retention.probes.rivals import rivals
 from retention.soft_prompt import prompted
-from retention.stages import default_cache
 from retention.store import Keys, write_readings, write_table
 from retention.types import Edit, FactPool, Part, Question, Reading, UserError
 

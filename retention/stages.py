@@ -8,7 +8,6 @@ base model), 0 (the edited model) and at each step of `at`.
 from __future__ import annotations
 
 import math
-import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,13 +37,6 @@ from retention.types import (
     Reading,
     UserError,
 )
-
-
-def default_cache() -> Path:
-    """Where pretrained worlds, covariances and v* are kept: $RETENTION_CACHE, or the user's cache directory."""
-    if path := os.environ.get("RETENTION_CACHE"):
-        return Path(path)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retention"
 
 
 @dataclass(frozen=True, kw_only=True)

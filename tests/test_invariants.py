@@ -37,7 +37,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "retention"
 # ------------------------------------------------------------------------------------------------ imports
 
 LEVELS = {
-    0: ("types", "tokens", "explain", "yaml_file", "estimate"),
+    0: ("types", "tokens", "explain", "yaml_file", "estimate", "cache_folders"),
     1: (
         "trainer_fields",
         "trainer_state",
@@ -47,6 +47,8 @@ LEVELS = {
         "interrupts",
         "models",
         "model_folder",
+        "gguf_file",
+        "fetch",
         "records",
         "edit_keys",
         "hooks",
