@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import pandas as pd
 
 from retention.explain import nearest
-from retention.store import KINDS, ROWS, Kind, Store
+from retention.store import ADDED, KINDS, ROWS, Kind, Store
 from retention.types import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ CELL = ("editor", "task", "objective", "adapter", "mitigations", "seed", "facts_
 IDS = ("base_id", "edit_id", "run_id")
 NAMES = (*(name for name in CELL if "seed" not in name), *IDS, "model_id", "group", "form", "state")  # categories
 CRITERIA = ("first_correct", "all_correct", "prefers_target", "gen_exact", "gen_contains")
-MEASURES = (*CRITERIA, "logp_target", "logp_foil", "target_rank")
+MEASURES = (*CRITERIA, "lead", "logp_target", "logp_foil", "target_rank")
 
 
 def load(
@@ -143,7 +143,11 @@ class _Files:
         keys = self.done[f"{kind[:-1]}_id"].drop_duplicates()
         paths = [str(p) for key in keys for p in sorted(self.store.folder(kind, key).glob(pattern))]
         quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-        return f"read_parquet([{quoted}])" if paths else None
+        if not paths:
+            return None
+        absent = ", ".join(f'NULL::FLOAT AS "{name}"' for name in ADDED)
+        read = f"SELECT * FROM read_parquet([{quoted}], union_by_name = true)"
+        return f"({read} UNION ALL BY NAME SELECT {absent} WHERE false)"
 
     def column(self, name: str) -> str:
         """A column of the joined rows: of the row `r` itself, or of its cell `c`."""

@@ -34,7 +34,8 @@ import pyarrow.parquet as pq
 
 from retention.types import Question, Reading, UserError
 
-SCHEMA = 2  # of the rows and the layout; raised when either changes
+SCHEMA = 2  # of the rows and the layout; raised when files written before could no longer be read
+ADDED = ("lead",)  # columns that rows written earlier under the same schema lack: null there
 Kind = Literal["bases", "edits", "runs"]
 KINDS: tuple[Kind, ...] = ("bases", "edits", "runs")
 RESERVED = (*KINDS, "failed")  # names that no study can have
@@ -69,6 +70,7 @@ ROWS = pa.schema(
         ("target_rank", pa.int32()),
         ("first_correct", pa.bool_()),
         ("all_correct", pa.bool_()),
+        ("lead", pa.float32()),
         ("prefers_target", pa.bool_()),
         ("generated", pa.string()),
         ("gen_exact", pa.bool_()),

@@ -156,7 +156,8 @@ class Reading:
     n_foil_tokens: int | None = None
     target_rank: int | None = None  # rank of the answer's first token, 1 = argmax
     first_correct: bool | None = None  # the first token is the argmax
-    all_correct: bool | None = None  # every token is, teacher-forced
+    all_correct: bool | None = None  # every token is, teacher-forced: lead >= 0
+    lead: float | None = None  # smallest over the answer's tokens of its logit minus the best other token's, nats
     prefers_target: bool | None = None  # mean log-probability per token above the foil's
     generated: str | None = None  # greedy continuation
     gen_exact: bool | None = None  # normalised equality with the answer

@@ -44,12 +44,13 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def by_hand(loaded: Any, text: str, answer: str) -> float:
-    """Log-probability of a word after a text of words, the BOS token before it."""
+def by_hand(loaded: Any, text: str, answer: str) -> tuple[float, float]:
+    """Log-probability of a word after a text of words, the BOS token before it, and its lead over all other words."""
     ids = loaded.tokenizer.convert_tokens_to_ids(["<s>", *text.split(), answer])
     with torch.no_grad():
         logits = loaded.model(input_ids=torch.tensor([ids])).logits[0, -2].double()
-    return float(torch.log_softmax(logits, -1)[ids[-1]])
+    others = torch.cat([logits[: ids[-1]], logits[ids[-1] + 1 :]])
+    return float(torch.log_softmax(logits, -1)[ids[-1]]), float(logits[ids[-1]] - others.max())
 
 
 def test_a_question_is_put_as_a_users_turn(folder):
@@ -64,12 +65,12 @@ def test_a_question_is_put_as_a_users_turn(folder):
     loaded.tokenizer.chat_template = TEMPLATE
     plain = by_hand(loaded, "Anna was born in", "Paris")
     asked = by_hand(loaded, "You Anna was born in I", "Paris")
-    assert abs(plain - asked) > 1e-3
+    assert abs(plain[0] - asked[0]) > 1e-3
     (reading,) = Score().read(loaded.model, loaded.tokenizer, [QUESTION], 0)
-    assert reading.logp_target == pytest.approx(plain, abs=1e-5)
+    assert (reading.logp_target, reading.lead) == pytest.approx(plain, abs=1e-5)
     probes = [Score(chat=True), Generate(chat=True, max_new_tokens=3)]
     (together,) = read_all(probes, loaded.model, loaded.tokenizer, [QUESTION], 0)
-    assert together.logp_target == pytest.approx(asked, abs=1e-5)
+    assert (together.logp_target, together.lead) == pytest.approx(asked, abs=1e-5)
     said = loaded.model.generate(
         torch.tensor([loaded.tokenizer.convert_tokens_to_ids(["<s>", *["You", "Anna", "was", "born", "in", "I"]])]),
         max_new_tokens=3, do_sample=False, pad_token_id=0,
@@ -77,7 +78,7 @@ def test_a_question_is_put_as_a_users_turn(folder):
     words = loaded.tokenizer.decode(said, skip_special_tokens=True)
     assert together.generated == words.split(".")[0].strip()
     (mixed,) = read_all([Score(), Generate(chat=True, max_new_tokens=3)], loaded.model, loaded.tokenizer, [QUESTION], 0)
-    assert mixed.logp_target == pytest.approx(plain, abs=1e-5)
+    assert (mixed.logp_target, mixed.lead) == pytest.approx(plain, abs=1e-5)
     assert mixed.generated == together.generated
 
 
@@ -109,13 +110,13 @@ def test_a_rival_is_sought_after_the_same_turn(folder):
     loaded = load_model(folder)
     objects = ("Paris", "Rome", "Berlin", "Madrid", "Oslo", "Bern")
     (found,) = rivals(loaded.model, loaded.tokenizer, [("Anna was born in", "Paris", objects)], chat=True)
-    by_word = {name: by_hand(loaded, "You Anna was born in I", name) for name in objects if name != "Paris"}
+    by_word = {name: by_hand(loaded, "You Anna was born in I", name)[0] for name in objects if name != "Paris"}
     assert found == max(by_word, key=lambda name: by_word[name])
 
 
 def test_rows_are_trained_on_and_held_out_as_turns(folder, tmp_path):
     loaded = load_model(folder, device="cpu")
-    expected = -by_hand(loaded, "You Anna was born in I", "Paris")
+    expected = -by_hand(loaded, "You Anna was born in I", "Paris")[0]
     row = {"prompt": "Anna was born in", "completion": "Paris"}
     assert heldout(loaded.model, loaded.tokenizer, [row], chat=True).loss == pytest.approx(expected, abs=1e-5)
     for module in loaded.model.modules():

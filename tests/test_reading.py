@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 import retention
 from retention.reading import load
-from retention.store import Keys, Store, write_readings
+from retention.store import KINDS, Keys, Store, write_readings, write_table
 from retention.types import Question, Reading, UserError
 
 
@@ -72,6 +73,26 @@ def test_incomplete_runs_are_named_and_left_out(copy, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("kinds", [("bases",), ("bases", "edits", "runs")])
+def test_rows_written_before_the_lead_was_read(copy, kinds):
+    """Files of an older version lack the column: it is null there, and the rest is as it was."""
+    before, store = load(copy), Store(copy)
+    for kind in kinds:
+        for folder in (copy / kind).iterdir():
+            for file in folder.glob("probes-*.parquet"):
+                write_table(file, pq.read_table(file).drop_columns(["lead"]))
+    for kind in KINDS:  # the checksums of what others were computed from are noted too
+        for folder in (copy / kind).iterdir():
+            (folder / "complete.json").unlink()
+            store._mark(kind, folder)
+    rows = load(copy)
+    assert before["lead"].notna().all()
+    assert (rows["lead"].isna() == ((rows["step"] < 0) | (len(kinds) == 3))).all()
+    pd.testing.assert_frame_equal(rows.drop(columns="lead"), before.drop(columns="lead"))
+    means = load(copy, by="step", measures=["lead", "all_correct"], given="all_correct")
+    assert means["lead"].isna().tolist() == [step < 0 or len(kinds) == 3 for step in means["step"]]
+
+
 def test_a_path_with_odd_characters(copy, tmp_path):
     odd = tmp_path / "it's an odd, [long] näme"
     shutil.copytree(copy, odd)
@@ -112,7 +133,7 @@ def by_pandas(rows: pd.DataFrame, by: list[str], measures: list[str], given: str
     "by", [["editor", "mitigations", "group", "step"], ["run_id", "step"], ["form", "trains_edited"], ["seed"]]
 )
 def test_means_are_those_of_the_rows(finished, by, given):
-    measures = ["all_correct", "logp_target", "logp_foil", "target_rank"]
+    measures = ["all_correct", "lead", "logp_target", "logp_foil", "target_rank"]
     expected = by_pandas(load(finished), by, measures, given)
     expected = expected.astype({name: "object" for name in by if str(expected[name].dtype) == "category"})
     found = load(finished, by=by, measures=measures, given=given).dropna(subset=by).reset_index(drop=True)

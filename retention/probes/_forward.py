@@ -41,6 +41,7 @@ class Scores:
     logps: tuple[float, ...]  # log-probability of each token given all before it, nats; NaN where a logit is not finite
     ranks: tuple[int, ...]  # 1 + the number of tokens with a strictly larger logit (1 = argmax, ties included)
     best: tuple[int, ...]  # the most probable token at the place of each; NEXT where a logit is NaN or infinite
+    leads: tuple[float, ...]  # logit of each minus the largest of any other token there, nats; >= 0 is rank 1
 
     @property
     def finite(self) -> bool:
@@ -198,15 +199,17 @@ def _run(model: Any, batch: _Batch) -> Tensor:
     return logits
 
 
-def _reduce(logits: Tensor, places: np.ndarray, tokens: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability (nats) and rank of each token at its place in `logits`, and the most probable token there.
+def _reduce(logits: Tensor, places: np.ndarray, tokens: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Fields of `Scores` for each token at its place in `logits`: log-probability, rank, best token and lead.
 
-    `places` ascend. For NEXT, the most probable token is the one that is read.
+    `places` ascend. For NEXT, the most probable token is the one that is read. A lead is a difference of two logits,
+    so the normalising constant and its rounding do not enter.
     """
     rows_at_once = max(1, (CHUNK if logits.device.type == "cpu" else CHUNK << 6) // logits.shape[-1])
     logps: list[Tensor] = []
     ranks: list[Tensor] = []
     best: list[Tensor] = []
+    leads: list[Tensor] = []
     for first in range(0, len(logits), rows_at_once):
         chunk = logits[first : first + rows_at_once].float()
         inside = slice(*np.searchsorted(places, [first, first + rows_at_once]))
@@ -221,20 +224,32 @@ def _reduce(logits: Tensor, places: np.ndarray, tokens: np.ndarray) -> tuple[Ten
         rank[behind] += (chunk[place[behind]] > value[behind, None]).sum(-1)
         ranks.append(rank)
         best.append(torch.where(top.values.isfinite(), top.indices, NEXT)[place])
-    return torch.cat(logps).double(), torch.cat(ranks), torch.cat(best)
+        rival = top.values[place]
+        leading = (token == top.indices[place]).nonzero()[:, 0]  # only these have another rival than the maximum
+        others = chunk[place[leading]].scatter_(1, token[leading, None], -torch.inf)
+        rival[leading] = others.max(-1).values
+        leads.append(value - rival)
+    return torch.cat(logps).double(), torch.cat(ranks), torch.cat(best), torch.cat(leads).double()
 
 
 def _score(model: Any, packed: Packed) -> list[Scores]:
     logps: list[float] = []
     ranks: list[int] = []
     best: list[int] = []
+    leads: list[float] = []
     for batch in packed.batches:
-        logp, rank, token = _reduce(_run(model, batch), batch.places, batch.tokens)
+        logp, rank, token, lead = _reduce(_run(model, batch), batch.places, batch.tokens)
         logps += logp.tolist()
         ranks += rank.tolist()
         best += token.tolist()
+        leads += lead.tolist()
     return [
-        Scores(logps=tuple(logps[i] for i in at), ranks=tuple(ranks[i] for i in at), best=tuple(best[i] for i in at))
+        Scores(
+            logps=tuple(logps[i] for i in at),
+            ranks=tuple(ranks[i] for i in at),
+            best=tuple(best[i] for i in at),
+            leads=tuple(leads[i] for i in at),
+        )
         for at in packed.reads
     ]
 

@@ -41,7 +41,10 @@ class Score(Asking):
         """One reading for each question, in their order.
 
         `logp_target` and `logp_foil` are sums over the answer's tokens in nats; a token that straddles the border of
-        text and answer belongs to the answer. A token counts as correct when no other has a strictly larger logit.
+        text and answer belongs to the answer. `lead` is the smallest, over the answer's tokens, of its logit minus the
+        largest of any other token, which is the difference of their log-probabilities in nats. `all_correct` is
+        lead >= 0: a token is correct when no other has a strictly larger logit, so a tie is correct, whichever of the
+        two greedy decoding would choose.
         `state` is too_long where text and answer exceed the model's positions, no_tokens where the answer has no token
         or nothing stands before its first, nan_logits where a needed logit is NaN or infinite; all measures are then
         None. Exact to about 1e-6 nats whatever else is asked in the same call.
@@ -103,6 +106,7 @@ def _measures(target: Scores | str | None, foil: Scores | str | None) -> dict[st
         "n_foil_tokens": None if foil is None else len(foil.logps),
         "target_rank": target.ranks[0],
         "first_correct": target.ranks[0] == 1,
-        "all_correct": all(rank == 1 for rank in target.ranks),
+        "all_correct": min(target.leads) >= 0,
+        "lead": min(target.leads),
         "prefers_target": None if foil is None else target.logp / n > foil.logp / len(foil.logps),
     }

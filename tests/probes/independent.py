@@ -76,11 +76,14 @@ def alone(model: Any, tokenizer: Any, text: str, answer: str) -> dict[str, Any]:
     ids = whole["input_ids"]
     start = next(i for i, (_, end) in enumerate(whole["offset_mapping"]) if end > len(text))
     logits = model(input_ids=torch.tensor([ids])).logits[0].double()
-    logps, ranks, best = [], [], []
+    logps, ranks, best, leads = [], [], [], []
     for place in range(start, len(ids)):
         row = logits[place - 1].tolist()
         top = max(row)
         logps.append(row[ids[place]] - top - math.log(sum(math.exp(x - top) for x in row)))
         ranks.append(1 + sum(x > row[ids[place]] for x in row))
         best.append(row.index(top) == ids[place])
-    return {"logp": sum(logps), "n": len(logps), "rank": ranks[0], "first": best[0], "all": all(best)}
+        leads.append(row[ids[place]] - max(x for token, x in enumerate(row) if token != ids[place]))
+    return {"logp": sum(logps), "n": len(logps), "rank": ranks[0], "first": best[0], "all": all(best)} | {
+        "lead": min(leads)
+    }

@@ -49,6 +49,9 @@ def test_scores(kind):
         logps = whole(model, ids).log_softmax(-1)
         expected = sum(float(logps[place - 1, ids[place]]) for place in range(start, len(ids)))
         assert reading.logp_target == pytest.approx(expected, abs=1e-5)
+        pairs = [(logps[place - 1], ids[place]) for place in range(start, len(ids))]
+        leads = [float(row[token]) - max(float(x) for i, x in enumerate(row) if i != token) for row, token in pairs]
+        assert reading.lead == pytest.approx(min(leads), abs=1e-5)
         differs += abs(expected - alone(bare, tokenizer, one.text, one.answer)["logp"]) > 0.01
     assert differs > 4  # the adapter is not idle
 

@@ -27,7 +27,8 @@ def expect(reading: Reading, model, tokenizer, asked) -> None:
     assert reading.n_target_tokens == target["n"]
     assert reading.target_rank == target["rank"]
     assert reading.first_correct is target["first"]
-    assert reading.all_correct is target["all"]
+    assert reading.all_correct is target["all"] is (target["lead"] >= 0)
+    assert reading.lead == pytest.approx(target["lead"], abs=TOLERANCE)
     if asked.foil is None:
         assert (reading.logp_foil, reading.n_foil_tokens, reading.prefers_target) == (None, None, None)
         return
@@ -59,6 +60,16 @@ def test_equal_to_one_at_a_time(name, settings, monkeypatch):
     for reading, one in zip(Score().read(model, tokenizer, asked, 3), asked, strict=True):
         expect(reading, model, tokenizer, one)
         assert reading.step == 3
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3"])
+def test_the_lead_equals_that_of_a_whole_model_in_float64(name):
+    model, tokenizer = tiny.build(name, **(WIDE if name == "gemma3" else {}))
+    asked = some_questions(24, seed=3)
+    readings = Score().read(model, tokenizer, asked, 0)
+    model = model.double()
+    for reading, one in zip(readings, asked, strict=True):
+        assert reading.lead == pytest.approx(alone(model, tokenizer, one.text, one.answer)["lead"], abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma3", "falcon", "opt", "phi3"])
@@ -215,6 +226,34 @@ def test_ties_share_the_better_rank():
     readings = Score().read(model, tokenizer, [question("Anna is in", city) for city in ("Rome", "Paris")], 0)
     assert readings[0].target_rank == readings[1].target_rank
     assert readings[0].logp_target == readings[1].logp_target
+    assert readings[0].lead == readings[1].lead <= 0
+
+
+@pytest.mark.parametrize(("below", "right"), [(0.0, True), (1e-3, False)])
+def test_a_tie_for_the_most_probable_token_is_correct(below, right):
+    model, tokenizer = tiny.build("llama")
+    asked = question("Anna is in", "Rome")
+    with torch.no_grad():
+        ids = torch.tensor([tokenizer(asked.text).input_ids])
+        last = model.model(input_ids=ids).last_hidden_state[0, -1]
+        model.lm_head.weight[tokenizer.convert_tokens_to_ids("Rome")] = 2 * last
+        model.lm_head.weight[tokenizer.convert_tokens_to_ids("Paris")] = (2 + below) * last
+    (reading,) = Score().read(model, tokenizer, [asked], 0)
+    assert reading.lead == pytest.approx(alone(model, tokenizer, asked.text, "Rome")["lead"], abs=TOLERANCE)
+    assert (reading.lead >= 0, reading.all_correct, reading.first_correct) == (right, right, right)
+    assert (reading.lead == 0) is right
+    beside = Score().read(model, tokenizer, [asked, question("Anna is in", "Paris", "Rome")], 0)
+    assert beside[1].all_correct
+    assert beside[1].lead == pytest.approx(-reading.lead, abs=TOLERANCE)
+
+
+def test_the_lead_is_of_the_worst_token_and_not_of_the_first():
+    """A long answer is right only where each token is: its lead is the smallest of theirs, whichever it is."""
+    model, tokenizer = tiny.build("gpt2")
+    asked = [question("The mother tongue of Anna is", " ".join(words)) for words in (("Rome",), ("Rome", "Paris"))]
+    short, long = Score().read(model, tokenizer, asked, 0)
+    second = alone(model, tokenizer, f"{asked[0].text} Rome", "Paris")["lead"]
+    assert long.lead == pytest.approx(min(short.lead, second), abs=TOLERANCE)
 
 
 def test_low_precision_is_read_in_float32():
@@ -222,7 +261,9 @@ def test_low_precision_is_read_in_float32():
     model = model.to(torch.bfloat16)
     asked = some_questions(6)
     for reading, one in zip(Score().read(model, tokenizer, asked, 0), asked, strict=True):
-        assert reading.logp_target == pytest.approx(alone(model, tokenizer, one.text, one.answer)["logp"], abs=0.2)
+        expected = alone(model, tokenizer, one.text, one.answer)
+        assert reading.logp_target == pytest.approx(expected["logp"], abs=0.2)
+        assert reading.lead == pytest.approx(expected["lead"], abs=0.2)
 
 
 def test_no_questions():
