@@ -59,6 +59,8 @@ def validate(objective: Objective, trainer: dict[str, Any]) -> None:
             _try_optimizer(config)
             problems += tracker_problems(passed.get("report_to"))
             problems += objective.problems(arguments_of(objective, passed))
+            if config.fp16 and not torch.cuda.is_available():  # accelerate would train in float32 without a word
+                problems.append("tune.trainer.fp16: needs an accelerator, and this machine has none; use bf16: true")
     except (ValueError, TypeError, ImportError) as error:
         text = str(error)
         problems.append(text if text.startswith("tune.trainer") else f"tune.trainer: {text}")

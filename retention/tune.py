@@ -21,6 +21,7 @@ import torch
 from retention import ranks
 from retention.adapters import Adapter, Full, adapted_modules, config_fields
 from retention.hooks import own_forward
+from retention.restored import model_as_before, switched, switches, switches_as_before
 from retention.resume import Resume
 from retention.trainer_fields import arguments_of, trackers_within
 from retention.trainer_state import put_back_tallies, resumable, savable
@@ -85,8 +86,10 @@ class TuneResult:
     resumed: tuple[int, ...] = ()  # steps after which it was interrupted and taken up again
     split: int = 1  # parts that each batch was cut into, because it did not fit into memory as a whole
     diverged: int | None = None  # step after which loss and weights were not finite: no further step was trained
+    precision: dict[str, str] | None = None  # dtypes as found in the first step: see `_precision_seen`
 
 
+@switches_as_before()
 def fine_tune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -123,6 +126,7 @@ def fine_tune(
     """
     from transformers import PrinterCallback, TrainerCallback, set_seed
 
+    plain = switches()
     objective.check_tokenizer(tokenizer)
     trainer, parts = micro_batches(objective, trainer, split)
     arguments = arguments_of(objective, trainer)
@@ -170,6 +174,7 @@ def fine_tune(
             """The model as it is to be read."""
             with ExitStack() as stack:
                 stack.enter_context(own_forward(model))
+                stack.enter_context(switched(plain))
                 for guard in held.guards:
                     stack.enter_context(guard.reading())
                 try:
@@ -221,7 +226,7 @@ def fine_tune(
     watch = Checkpoints()
     with (
         warnings.catch_warnings(), _no_bars(), trackers_within(folder, config.report_to),
-        _as_before(model, tokenizer), _memory_told(),
+        model_as_before(model, tokenizer), _memory_told(),
     ):  # fmt: skip
         # torch warns that pinned memory needs an accelerator; on a CPU node there is none, and nothing is lost.
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
@@ -251,7 +256,8 @@ def fine_tune(
         trainable = {name: p.numel() for name, p in trained.named_parameters() if p.requires_grad}
         assert not trainable.keys() & set(held.frozen), "building the trainer has thawed frozen parameters"
         start = time.perf_counter() - (begun["seconds"] if begun is not None else 0.0)
-        trainer_.train()
+        with _precision_seen(trained, config) as precision:
+            trainer_.train()
         seconds = time.perf_counter() - start
         if together:
             ranks.spread(trainer_, wrapped)
@@ -279,6 +285,7 @@ def fine_tune(
         resumed=resumed,
         split=parts,
         diverged=state.global_step if watch.diverged else None,
+        precision=precision or None,
     )
 
 
@@ -302,6 +309,43 @@ def freeze(model: PreTrainedModel, names: Sequence[str]) -> None:
 
 
 @contextmanager
+def _precision_seen(model: PreTrainedModel, config: Any) -> Iterator[dict[str, str]]:
+    """Yield what is filled in at the first forward of training: dtypes of the weights and of what is computed.
+
+    weights: of the parameters that train; compute: of autocast, or of the embeddings where there is none; float32: how
+    products in float32 are rounded where torch was asked for less (tf32). Looked up within the model's forward, past
+    everything that wraps it. Raises UserError where a single process computes in another dtype than was asked for.
+    """
+    seen: dict[str, str] = {}
+    embeddings: Any = model.get_input_embeddings()
+
+    def look(*_: Any) -> None:
+        if seen or not torch.is_grad_enabled():  # answers are drawn without gradients, maybe otherwise
+            return
+        device, own = embeddings.weight.device.type, embeddings.weight.dtype
+        mixed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        weights = sorted({_short(p.dtype) for p in model.parameters() if p.requires_grad})
+        seen.update(weights=", ".join(weights), compute=_short(mixed or own))
+        seen.update({"float32": kind} if (kind := switches()["float32"]) != "none" else {})
+        asked = torch.float16 if config.fp16 else torch.bfloat16 if config.bf16 else None
+        if ranks.size() == 1 and mixed != asked:
+            raise UserError(
+                f"tune.trainer: expected mixed precision {_short(asked)} (bf16, fp16), and training uses "
+                f"{_short(mixed)}; is ACCELERATE_MIXED_PRECISION set in the environment?"
+            )
+
+    handle = embeddings.register_forward_pre_hook(look)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _short(dtype: torch.dtype | None) -> str:
+    return "none" if dtype is None else str(dtype).removeprefix("torch.")
+
+
+@contextmanager
 def _memory_told() -> Iterator[None]:
     """What does not fit into memory is told by one kind of error."""
     try:
@@ -319,25 +363,6 @@ def _no_room(error: Exception) -> bool:
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or "MemoryError"
-
-
-@contextmanager
-def _as_before(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Iterator[None]:
-    """On leaving, what trainers change besides weights is undone: dropout, forward, settings of generation, padding."""
-    dropout = {m: m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
-    configs = {name: dict(vars(getattr(model, name))) for name in ("config", "generation_config")}
-    padding = tokenizer.padding_side, tokenizer.pad_token
-    try:
-        yield
-    finally:
-        for module, p in dropout.items():
-            module.p = p
-        for name, before in configs.items():
-            vars(getattr(model, name)).clear()
-            vars(getattr(model, name)).update(before)
-        tokenizer.padding_side, tokenizer.pad_token = padding
-        for name in ("forward", "_original_forward"):
-            vars(model).pop(name, None)
 
 
 @contextmanager

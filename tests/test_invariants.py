@@ -41,6 +41,7 @@ LEVELS = {
     1: (
         "trainer_fields",
         "trainer_state",
+        "restored",
         "snapshot",
         "memory",
         "resume",

@@ -169,7 +169,7 @@ def test_an_optimizer_that_is_finer_than_the_weights_goes_on_unrounded(tmp_path,
 LIST = [
     {**TUNE, "steps": 3, "adapter": {"name": "lora", "settings": {"r": 4, "lora_dropout": 0.1}}},
     {"data": {"name": "world", "task": "text", "rows": 64}, "objective": "clm", "tokens": 900,
-     "trainer": {"learning_rate": 1.0e-2, "per_device_train_batch_size": 8, "logging_steps": 2}},
+     "trainer": {"learning_rate": 1.0e-2, "per_device_train_batch_size": 8, "logging_steps": 2, "bf16": True}},
 ]  # fmt: skip
 
 
@@ -233,6 +233,8 @@ def test_a_list_of_fine_tunes_under_every_remedy_killed_three_times(whole, again
     (record,) = (json.loads(p.read_text()) for p in again.glob("runs/*/run.json"))
     first, second = record["training"]
     assert (first["resumed"], second["resumed"]) == ([2], [1])
+    assert first["precision"] == {"weights": "float32", "compute": "float32"}
+    assert second["precision"] == {"weights": "float32", "compute": "bfloat16"}
     assert steps == [1, 2, 3, *range(1, second["steps"] + 1)]  # each once
     same(again, whole[1])
 
