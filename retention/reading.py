@@ -6,8 +6,12 @@ Checks that files are as they were written before it reads them. Knows nothing o
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, get_args
 
 import pandas as pd
@@ -25,6 +29,8 @@ CELL = ("editor", "task", "objective", "adapter", "mitigations", "seed", "facts_
 IDS = ("base_id", "edit_id", "run_id")
 NAMES = (*(name for name in CELL if "seed" not in name), *IDS, "model_id", "group", "form", "state")  # categories
 CRITERIA = ("first_correct", "all_correct", "prefers_target", "gen_exact", "gen_contains")
+AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,199}")  # the path of a setting, as a grid names it
+EXPANDED = re.compile(r"[*?\[\\]")  # what makes a path a pattern to DuckDB
 MEASURES = (*CRITERIA, "lead", "logp_target", "logp_foil", "target_rank")
 
 
@@ -70,13 +76,15 @@ def load(
     done = runs[runs["complete"]]
     if done.empty:
         raise UserError(f"{store.root}: no run is complete; `retention status` tells what is left")
-    columns = None if by is None else _asked_for(by, measures, given, done)
+    columns = None if by is None else _asked_for(by, measures, given, store, done)
     read: tuple[tuple[Kind, str], ...] = (("bases", "base_id"), ("edits", "edit_id"), ("runs", "run_id"))
     store.check_all((k, i) for k, name in read if kind in ("runs", k) for i in done[name].drop_duplicates())
     if columns is not None:
-        return _means(store, done, *columns, given)
+        with _Files(store, done) as opened:
+            return _means(opened, *columns, given)
     if table in ("rows", "sequence", "relearn"):
-        return _rows(store, done, table)  # type: ignore[arg-type]
+        with _Files(store, done) as opened:
+            return _rows(opened, store, table)  # type: ignore[arg-type]
     files = {k: store.folder(kind, k) / f"{table}.parquet" for k in done[key].drop_duplicates()}
     found = [pd.read_parquet(file).assign(**{key: k}) for k, file in files.items() if file.is_file()]
     if not found:
@@ -126,50 +134,96 @@ def _states(store: Store, runs: pd.DataFrame) -> list[str]:
 
 
 class _Files:
-    """Probe files as tables of DuckDB; `cells` is the table of the runs."""
+    """Probe files as views of a DuckDB connection that can read nothing else.
+
+    `cells` is the table of the runs; `bases`, `edits`, `runs`, `sequence` and `relearn` are the rows of their files,
+    where there are any. Names and paths come from a results folder, which may be a stranger's: every identifier passes
+    `_quoted`, no path is a pattern (DuckDB would expand `*`, `?` and `[`, with no way to escape them all, and read
+    columns from folders named `step=7`), and once the views are there the connection opens no other file.
+    """
+
+    VIEWS: Mapping[str, tuple[Kind, str]] = MappingProxyType(
+        {
+            **{kind: (kind, "probes-*.parquet") for kind in KINDS},
+            "sequence": ("edits", "sequence-*.parquet"),
+            "relearn": ("runs", "relearn-*.parquet"),
+        }
+    )
 
     def __init__(self, store: Store, done: pd.DataFrame) -> None:
         import duckdb
 
-        self.store, self.done = store, done
-        self.axes = _axes(done)
-        self.connection: DuckDBPyConnection = duckdb.connect()
-        self.connection.execute("SET preserve_insertion_order = true")
-        self.connection.execute("SET enable_progress_bar = false")  # it would print into our callers' output
+        self.axes = _axes(store, done)
+        self._closing = ExitStack()
+        self.connection: DuckDBPyConnection = self._closing.enter_context(duckdb.connect())
+        self.query("SET preserve_insertion_order = true")
+        self.query("SET enable_progress_bar = false")  # it would print into our callers' output
         self.connection.register("cells", done[[*IDS, *CELL, *self.axes]])
+        if EXPANDED.search(str(store.root)):
+            alias = Path(self._closing.enter_context(TemporaryDirectory(prefix="retention-"))) / "results"
+            alias.symlink_to(store.root.absolute())
+            store = Store(alias)
+        found = {name: self._paths(store, done, *where) for name, where in self.VIEWS.items()}
+        self.views = frozenset(name for name, paths in found.items() if paths)
+        self.query(f"SET allowed_paths = [{_texts(path for paths in found.values() for path in paths)}]")
+        self.query("SET enable_external_access = false")
+        absent = ", ".join(f"NULL::FLOAT AS {_quoted(name)}" for name in ADDED)
+        for name in self.views:
+            files = f"read_parquet([{_texts(found[name])}], hive_partitioning = false, union_by_name = true)"
+            self.query(
+                f"CREATE TEMP VIEW {_quoted(name)} AS "
+                f"SELECT * FROM {files} UNION ALL BY NAME SELECT {absent} WHERE false"
+            )
+        self.query("SET lock_configuration = true")
 
-    def table(self, kind: Kind, pattern: str = "probes-*.parquet") -> str | None:
-        """The SQL of all rows in the files of a kind; None if there are no such files."""
-        keys = self.done[f"{kind[:-1]}_id"].drop_duplicates()
-        paths = [str(p) for key in keys for p in sorted(self.store.folder(kind, key).glob(pattern))]
-        quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-        if not paths:
-            return None
-        absent = ", ".join(f'NULL::FLOAT AS "{name}"' for name in ADDED)
-        read = f"SELECT * FROM read_parquet([{quoted}], union_by_name = true)"
-        return f"({read} UNION ALL BY NAME SELECT {absent} WHERE false)"
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._closing.close()
+
+    @staticmethod
+    def _paths(store: Store, done: pd.DataFrame, kind: Kind, pattern: str) -> list[str]:
+        keys = done[f"{kind[:-1]}_id"].drop_duplicates()
+        return [str(path) for key in keys for path in sorted(store.folder(kind, key).glob(pattern))]
+
+    def query(self, sql: str) -> DuckDBPyConnection:
+        """Run one statement. Raises ValueError for several: a name that was not quoted could add one."""
+        (statement,) = self.connection.extract_statements(sql)
+        return self.connection.execute(statement)
 
     def column(self, name: str) -> str:
         """A column of the joined rows: of the row `r` itself, or of its cell `c`."""
         if name in ("seed", "facts_seed"):
-            return f'CAST(c."{name}" AS INTEGER) AS "{name}"'
-        return f'r."{name}"' if _of_row(name) else f'c."{name}"'
+            return f"CAST(c.{_quoted(name)} AS INTEGER) AS {_quoted(name)}"
+        return f"{'r' if _of_row(name) else 'c'}.{_quoted(name)}"
 
-    def names(self, tables: Sequence[str]) -> dict[str, str]:
+    def names(self, views: Sequence[str]) -> dict[str, str]:
         """For each column of names, a type of DuckDB's that counts its values: far smaller on the way than texts."""
         apart = [name for name in NAMES if not _of_row(name)]
-        shared = ", ".join(f'"{name}"' for name in NAMES if _of_row(name))
-        self.connection.execute(
+        shared = ", ".join(_quoted(name) for name in NAMES if _of_row(name))
+        self.query(
             f"CREATE TEMP TABLE shared AS SELECT DISTINCT {shared} "
-            f"FROM ({' UNION ALL '.join(f'SELECT {shared} FROM {table}' for table in tables)})"
+            f"FROM ({' UNION ALL '.join(f'SELECT {shared} FROM {view}' for view in views)})"
         )
         found = {}
         for name in NAMES:
-            texts = f"""SELECT DISTINCT "{name}" t FROM {"cells" if name in apart else "shared"} WHERE t IS NOT NULL"""
-            if self.connection.execute(f"SELECT count(*) FROM ({texts})").fetchone() != (0,):
-                found[name] = f'"names of {name}"'
-                self.connection.execute(f"CREATE TYPE {found[name]} AS ENUM (SELECT t FROM ({texts}) ORDER BY t)")
+            source = "cells" if name in apart else "shared"
+            texts = f"SELECT DISTINCT {_quoted(name)} t FROM {source} WHERE t IS NOT NULL"
+            if self.query(f"SELECT count(*) FROM ({texts})").fetchone() != (0,):
+                found[name] = _quoted(f"names of {name}")
+                self.query(f"CREATE TYPE {found[name]} AS ENUM (SELECT t FROM ({texts}) ORDER BY t)")
         return found
+
+
+def _quoted(name: str) -> str:
+    """Write an identifier as SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _texts(values: Iterable[str]) -> str:
+    """Write texts as a list of SQL literals."""
+    return ", ".join("'" + value.replace("'", "''") + "'" for value in values)
 
 
 def _of_row(name: str) -> bool:
@@ -177,50 +231,60 @@ def _of_row(name: str) -> bool:
     return name in ROWS.names and name not in (*IDS, *CELL)
 
 
-def _axes(done: pd.DataFrame) -> list[str]:
-    """Settings that a grid varies besides the parts (tune.steps, say) are columns of their own."""
-    return [name for name in done.columns if name not in (*IDS, "only", "study", "complete", *CELL)]
+def _axes(store: Store, done: pd.DataFrame) -> list[str]:
+    """Return the settings that a grid varies besides the parts (tune.steps, say): columns of their own.
+
+    Raises UserError for a column that no setting can have.
+    """
+    found = [name for name in done.columns if name not in (*IDS, "only", "study", "complete", *CELL)]
+    if strange := [name for name in found if not AXIS.fullmatch(str(name))]:
+        raise UserError(
+            f"{store.root}: runs.parquet has a column {strange[0]!r}, which is no setting's name (letters, digits, "
+            "'_' and '.'); it was not written by retention"
+        )
+    return found
 
 
-def _rows(store: Store, done: pd.DataFrame, table: Literal["rows", "sequence", "relearn"]) -> pd.DataFrame:
-    files = _Files(store, done)
-    if table == "sequence":
-        found = {"edit_id": files.table("edits", "sequence-*.parquet")}
-        if found["edit_id"] is None:
-            raise UserError(f"{store.root}: no run edited in sequence (regime: sequential)")
-    elif table == "relearn":
-        found = {"run_id": files.table("runs", "relearn-*.parquet")}
-        if found["run_id"] is None:
-            raise UserError(f"{store.root}: no run taught forgotten edits again (relearn), or none had forgotten any")
+def _rows(files: _Files, store: Store, table: Literal["rows", "sequence", "relearn"]) -> pd.DataFrame:
+    parts: dict[str, str]
+    if table == "rows":
+        parts = {f"{kind[:-1]}_id": kind for kind in KINDS if kind in files.views}
+    elif table in files.views:
+        parts = {f"{files.VIEWS[table][0][:-1]}_id": table}
+    elif table == "sequence":
+        raise UserError(f"{store.root}: no run edited in sequence (regime: sequential)")
     else:
-        found = {f"{kind[:-1]}_id": files.table(kind) for kind in KINDS}
-    parts = {key: sql for key, sql in found.items() if sql is not None}
+        raise UserError(f"{store.root}: no run taught forgotten edits again (relearn), or none had forgotten any")
     names = files.names(list(parts.values()))
     columns = ", ".join(
-        f'CAST({files.column(name)} AS {names[name]}) AS "{name}"' if name in names else files.column(name)
+        f"CAST({files.column(name)} AS {names[name]}) AS {_quoted(name)}" if name in names else files.column(name)
         for name in (*ROWS.names, *files.axes)
     )
     # A run that writes one edit alone (regime single) asks only some of the questions that its base answered.
-    asked = f"SELECT DISTINCT edit_id, question_id FROM {parts.get('edit_id')}"
+    asked = "SELECT DISTINCT edit_id, question_id FROM edits"
     alone = f"JOIN ({asked}) q ON q.edit_id = c.edit_id AND q.question_id = r.question_id"
     selects = [
-        f"SELECT {columns} FROM {sql} r JOIN cells c USING ({key}) {alone if key == 'base_id' else ''}"
-        for key, sql in parts.items()
+        f"SELECT {columns} FROM {view} r JOIN cells c USING ({key}) {alone if key == 'base_id' else ''}"
+        for key, view in parts.items()
     ]
     order = 'run_id, step, edits_applied, "group", form, question_id'
-    rows = files.connection.execute(f"SELECT * FROM ({' UNION ALL '.join(selects)}) ORDER BY {order}").df()
+    rows = files.query(f"SELECT * FROM ({' UNION ALL '.join(selects)}) ORDER BY {order}").df()
     for name in NAMES:
         rows[name] = rows[name].cat.as_unordered() if name in names else rows[name].astype("category")
     return rows
 
 
 def _asked_for(
-    by: str | Sequence[str], measures: str | Sequence[str] | None, given: str | None, done: pd.DataFrame
+    by: str | Sequence[str],
+    measures: str | Sequence[str] | None,
+    given: str | None,
+    store: Store,
+    done: pd.DataFrame,
 ) -> tuple[list[str], list[str]]:
     """The columns of an aggregate: those it is grouped by, those it is about. Raises UserError for what is unknown."""
     groups = list(dict.fromkeys([by] if isinstance(by, str) else by))
     about = list(dict.fromkeys([measures] if isinstance(measures, str) else measures or ["all_correct"]))
-    columns = [*(name for name in ROWS.names if name not in (*MEASURES, "generated")), *_axes(done)]
+    columns = [*(name for name in ROWS.names if name not in (*MEASURES, "generated")), *_axes(store, done)]
     allowed = {"by": (groups, columns), "measures": (about, MEASURES), "given": ([given] if given else [], CRITERIA)}
     for what, (names, known) in allowed.items():
         for name in names:
@@ -229,25 +293,35 @@ def _asked_for(
     return groups, about
 
 
-def _means(store: Store, done: pd.DataFrame, by: list[str], measures: list[str], given: str | None) -> pd.DataFrame:
+def _means(files: _Files, by: list[str], measures: list[str], given: str | None) -> pd.DataFrame:
     """Sums and counts within each base, edit and run first: rows that runs share are added up once, then repeated."""
-    files = _Files(store, done)
-    within = "".join(f', r."{name}"' for name in by if _of_row(name))
-    sums = "".join(f', sum(CAST(r."{m}" AS DOUBLE)) AS "{m}", count(r."{m}") AS "{m}_n"' for m in measures)
-    base, edits, runs = files.table("bases"), files.table("edits"), files.table("runs")
-    right = f"FROM {edits}" + (f' WHERE "{given}"' if given else "")
+    within = "".join(f", r.{_quoted(name)}" for name in by if _of_row(name))
+    sums = "".join(
+        f", sum(CAST(r.{_quoted(m)} AS DOUBLE)) AS {_quoted(m)}, count(r.{_quoted(m)}) AS {_quoted(m + '_n')}"
+        for m in measures
+    )
+    right = "FROM edits" + (f" WHERE {_quoted(given)}" if given else "")
     among = f"SEMI JOIN (SELECT edit_id, question_id {right}) USING (edit_id, question_id)" if given else ""
     asked = f"(SELECT DISTINCT base_id, edit_id, question_id {right}) q USING (base_id, question_id)"
     parts = [
-        ("edit_id", f"SELECT q.edit_id{within}{sums} FROM {base} r JOIN {asked} GROUP BY ALL"),
-        ("edit_id", f"SELECT r.edit_id{within}{sums} FROM {edits} r {among} GROUP BY ALL"),
-        ("run_id", f"SELECT r.run_id{within}{sums} FROM {runs} r {among} GROUP BY ALL"),
+        ("edit_id", f"SELECT q.edit_id{within}{sums} FROM bases r JOIN {asked} GROUP BY ALL"),
+        ("edit_id", f"SELECT r.edit_id{within}{sums} FROM edits r {among} GROUP BY ALL"),
+        ("run_id", f"SELECT r.run_id{within}{sums} FROM runs r {among} GROUP BY ALL"),
     ]
-    columns = ", ".join([files.column(name) for name in by] + [f'r."{m}", r."{m}_n"' for m in measures])
-    joined = [f"SELECT {columns} FROM ({sql}) r JOIN cells c USING ({key})" for key, sql in parts[: 2 + bool(runs)]]
-    groups = ", ".join(f'"{name}"' for name in by)
-    means = ", ".join(f'sum("{m}") / sum("{m}_n") AS "{m}", CAST(sum("{m}_n") AS BIGINT) AS "{m}_n"' for m in measures)
-    return files.connection.execute(
+    columns = ", ".join(
+        [files.column(name) for name in by] + [f"r.{_quoted(m)}, r.{_quoted(m + '_n')}" for m in measures]
+    )
+    joined = [
+        f"SELECT {columns} FROM ({sql}) r JOIN cells c USING ({key})"
+        for key, sql in parts[: 2 + ("runs" in files.views)]
+    ]
+    groups = ", ".join(_quoted(name) for name in by)
+    means = ", ".join(
+        f"sum({_quoted(m)}) / sum({_quoted(m + '_n')}) AS {_quoted(m)}, "
+        f"CAST(sum({_quoted(m + '_n')}) AS BIGINT) AS {_quoted(m + '_n')}"
+        for m in measures
+    )
+    return files.query(
         f"SELECT {groups}{', ' * bool(by)}{means} FROM ({' UNION ALL '.join(joined)}) "
         + (f"GROUP BY {groups} ORDER BY {groups}" if by else "")
     ).df()
