@@ -169,7 +169,7 @@ def run(folder: Path, edits: list[Edit], args: argparse.Namespace, kept: Path) -
         # ----------------------------------------------------------------------------------------- MEMIT
         values = ValueSettings(steps=args.steps, lr=0.5, weight_decay=0.5, clamp=0.75, kl_factor=0.0625)
         prefixes = [start + ". " for start in STARTS]
-        memit = Memit(layers=tuple(layers), covariance_weight=weight, **settings)
+        memit = Memit(layers=tuple(layers), covariance_weight=weight, clamp_norm_factor=0.75, **settings)
         base = Published(model, tokenizer, prefixes, {**settings, "clamp_norm_factor": 0.75})
         clock("")
         pairs = [base.value(edit, layers[-1], "block") for edit in edits]
@@ -199,7 +199,7 @@ def run(folder: Path, edits: list[Edit], args: argparse.Namespace, kept: Path) -
         # ------------------------------------------------------------------------------------------ ROME
         some = edits[: args.rome_edits]
         prefixes = [text + ". " for text in [*STARTS, *STARTS[::-1], *LONG]]
-        rome = Rome(layer=rome_layer, **settings)
+        rome = Rome(layer=rome_layer, clamp_norm_factor=4.0, **settings)
         base = Published(model, tokenizer, prefixes, {**settings, "clamp_norm_factor": 4.0})
         slow = Clock()
         pairs = [base.value(edit, rome_layer, "mlp") for edit in some]

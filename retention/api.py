@@ -10,6 +10,7 @@ from retention.cache_folders import default_cache
 from retention.engines import Engine, inline
 from retention.engines._failures import ATTEMPTS, forget, path_of
 from retention.engines._work import Board, tidy, unwritable
+from retention.cache_folders import default_cache
 from retention.progress import Progress
 from retention.stages import Bench
 from retention.store import Store
@@ -40,7 +41,7 @@ def run(
     Raises UserError before any work starts if a setting cannot be run or a file of what is done is damaged; Unfinished
     in the end if stages failed (UserError if by the user's mistakes alone). What is done stays done if interrupted.
     """
-    loaded = study if isinstance(study, Study) else Study.load(study, overrides)
+    loaded = preflight.settled(study if isinstance(study, Study) else Study.load(study, overrides))
     progress = progress or Progress(quiet=True)
     store = Store.peek(results)
     bench = Bench(store=store, cache=Path(cache) if cache else default_cache(), report=progress)
@@ -92,7 +93,7 @@ def summary(board: Board) -> str:
 
 def left(study: Study | str | Path, overrides: Sequence[str], results: str | Path) -> str:
     """What an interrupted study still has to do, in one line."""
-    loaded = study if isinstance(study, Study) else Study.load(study, overrides)
+    loaded = preflight.settled(study if isinstance(study, Study) else Study.load(study, overrides))
     stages = inline.plan(loaded.runs, Bench(store=Store.peek(results), cache=default_cache()))
     todo = [stage.kind for stage in stages if not stage.done]
     kinds = ", ".join(f"{todo.count(kind)} {kind}" for kind in dict.fromkeys(todo))

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 
 from retention.cache_folders import file_digest
+from retention.configs import config_of
 from retention.data import files_of
 from retention.data.files import data_file
 from retention.model_folder import content_hash, nothing_fetched, resolve
 from retention.models import HubModel
 from retention.objectives import Clm, Sft
+from retention.presets import set_aside
 from retention.study import Run, Settings
 from retention.trainer_fields import DEFAULTS
 from retention.types import Missing, content_id
@@ -97,8 +99,16 @@ def base_id(run: Run) -> str:
             "threads": s.threads,
             "device": "cuda" if torch.cuda.is_available() else "cpu",
             "versions": versions("torch", "transformers"),
+            **_set_aside(s.model),
         }
     )
+
+
+def _set_aside(model: Any) -> dict[str, Any]:
+    """Subjects that no study of the model draws, since its presets were calibrated on them; empty without any."""
+    config = _content(lambda: config_of(model), None)
+    marks = [] if isinstance(config, list) else sorted(set_aside(config))
+    return {"set_aside": marks} if marks else {}
 
 
 def edit_id(run: Run) -> str:

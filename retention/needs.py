@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from retention import estimate, preflight
+from retention import estimate
 from retention.adapters import Adapter, trainable_numbers
+from retention.configs import config_of
 from retention.data import rows_of
 from retention.engines import inline
 from retention.estimate import Need, Shape
@@ -167,7 +168,7 @@ class Known:
         return Rows(count=len(cut), mean=statistics.fmean(cut), longest=max(cut))
 
     def trainable(self, adapter: Adapter, model: Any) -> int:
-        return int(self._once(lambda: trainable_numbers(adapter, preflight.config_of(model)), adapter, model))
+        return int(self._once(lambda: trainable_numbers(adapter, config_of(model)), adapter, model))
 
 
 def _lengths(data: Any, model: Any) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from retention import estimate, preflight
+from retention.configs import config_of
 from retention.engines import inline
 from retention.estimate import Need, Shape
 from retention.hours import Clock, add, duration
@@ -32,6 +33,7 @@ class Plan:
 
     study: Study
     stages: Sequence[inline.Stage]
+    presets: Sequence[str]  # settings that the study leaves open, and where they are from
     models: Mapping[str, str]  # name -> its key, shape, and whether it is here
     needs: Mapping[str, Sequence[tuple[str, Need]]]  # model -> (what it is for, memory), one for each distinct need
     hours: Mapping[str, float | None]  # kind of stage -> of all that is to do; None: not known
@@ -48,6 +50,7 @@ def plan(study: Study, store: Store, cache: Path, *, throughput: float | None = 
     """
     here = device()
     with provisional() as absent:
+        from_presets, study = preflight.from_presets(study, exact=True), preflight.settled(study)
         wrong = preflight.examine(study)
         if any(not isinstance(error, Missing) for error in wrong.values()):
             raise UserError("\n".join(wrong))
@@ -87,7 +90,8 @@ def plan(study: Study, store: Store, cache: Path, *, throughput: float | None = 
             said = (estimate.advice(group, 0.9 * here.memory) for group in each.values())
             refusals += [f"{name}: {text}" for text in said if text]
     return Plan(
-        study=study, stages=stages, models=told, hours=hours, basis=clock.basis(), notes=notes, missing=files,
+        study=study, stages=stages, models=told, presets=from_presets, hours=hours, basis=clock.basis(),
+        notes=notes, missing=files,
         needs={name: sorted(found.items(), key=lambda item: -item[1].total) for name, found in needed.items()},
         refusals=refusals,
     )  # fmt: skip
@@ -110,6 +114,7 @@ def text(plan: Plan) -> Iterator[str]:
             yield from (f"    {need}, {label}" if label else f"    {need}" for label, need in found[:LINES])
             if len(found) > LINES:
                 yield f"    {kind}: {len(found) - LINES} more need less"
+    yield from (f"  editor: {line}" for line in plan.presets)
     here = device()
     what = "" if here.accelerator else "no accelerator; "
     yield f"  memory as estimated, leave a tenth free; {what}here: {here.name}, {here.memory:.0f} GiB"
@@ -126,7 +131,7 @@ def shape_of(model: Any) -> Shape | None:
     """From the table of published models, else from the model's config; None where it is in neither."""
     known = estimate.published(model.name) if isinstance(model, HubModel) else None
     try:
-        return known or estimate.shape_of(preflight.config_of(model))
+        return known or estimate.shape_of(config_of(model))
     except Missing:
         return None
 

@@ -6,29 +6,27 @@ Every distinct source, task and trainer of a study is checked once; all mistakes
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
-from functools import lru_cache
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 from retention import trainers
 from retention.adapters import Adapter, Full, tried
+from retention.configs import config_of
 from retention.data import rows_of
 from retention.data.files import read_lines
-from retention.editors import family
 from retention.editors.random import Random, reference
-from retention.estimate import configuration, published
 from retention.facts import pool_of
+from retention.facts.draw import apart
 from retention.ids import corpus_files
 from retention.mitigations import Freeze, Rehearsal, Replay
-from retention.model_folder import fetching
 from retention.models import HubModel, resolve, tokenizer_of
 from retention.objectives import Objective, Sft
+from retention.presets import choice, remark, set_aside, settle
 from retention.study import Run, Study, Tune
 from retention.tokens import turn
-from retention.types import Delta, Missing, UserError
-from retention.world.train import architecture
+from retention.types import Delta, UserError
 
 WITHOUT_UPDATE = ("identity", "ptuning")  # editors that change no weight
 _CHATLESS: Any = SimpleNamespace(chat_template=None)  # tokenizers of the models that are made here
@@ -44,7 +42,7 @@ def examine(study: Study) -> dict[str, UserError]:
     """Every mistake that can be found without loading a model; a `Missing` is only that something is not here."""
     found: dict[str, UserError] = {}
     seen: set[str] = set()
-    for run in study.runs:
+    for run in settled(study).runs:
         for what, probe in _checks(run):
             if what in seen:
                 continue
@@ -57,15 +55,62 @@ def examine(study: Study) -> dict[str, UserError]:
     return found
 
 
+def settled(study: Study) -> Study:
+    """The study with every setting of an editor that it leaves open as the preset of its model has it.
+
+    Names of the runs stay. Where a model's configuration is not here, its runs are left as they are.
+    """
+    found: dict[str, Any] = {}
+
+    def editor(run: Run) -> Any:
+        own, config = run.settings.editor, _config(run)
+        if config is None:
+            return own
+        key = f"{run.settings.model!r} {own!r} {sorted(own.model_fields_set)}"
+        if key not in found:
+            found[key] = settle(own, config)
+        return found[key]
+
+    return replace(
+        study,
+        runs=tuple(
+            replace(run, settings=run.settings.model_copy(update={"editor": editor(run)})) for run in study.runs
+        ),
+    )
+
+
+def from_presets(study: Study, *, exact: bool) -> list[str]:
+    """What the study leaves open and presets give, one line an editor and model.
+
+    exact: the lines about models that a preset is of, or those about models that take the nearest one.
+    """
+    found: dict[str, None] = {}
+    for run in study.runs:
+        config = _config(run)
+        chosen = None if config is None else choice(run.settings.editor, config)
+        if chosen is not None and chosen.exact == exact and (line := remark(run.settings.editor, config)):
+            found[line] = None
+    return list(found)
+
+
+def _config(run: Run) -> Any:
+    """None where it is not here, or faulty: the checks say so."""
+    try:
+        return config_of(run.settings.model)
+    except UserError:
+        return None
+
+
 def remarks(study: Study) -> list[str]:
-    """What may run but hardly be meant: a remedy that finds nothing to act on, so that its cell repeats another."""
+    """What may run but hardly be meant: settings of another model, a remedy that finds nothing to act on."""
     idle = {
         (run.settings.editor.name, mitigation.name, mitigation.instead)
         for run in study.runs
         for mitigation in run.settings.mitigations
         if mitigation.needs_edit and run.settings.editor.name in WITHOUT_UPDATE
     }
-    return [
+    unlike = [f"{study.name}: editor: {line}" for line in from_presets(study, exact=False)]
+    return unlike + [
         f"{study.name}: mitigations: {name} acts on what the edit changed, and editor {editor} changes no weight: "
         f"there it does nothing{instead}"
         for editor, name, instead in sorted(idle)
@@ -139,7 +184,7 @@ def _mitigations(run: Run) -> None:
 
 def _facts(run: Run) -> None:
     s = run.settings
-    pool = pool_of(s.facts, s.model, run.facts_seed)
+    pool = apart(pool_of(s.facts, s.model, run.facts_seed), set_aside(config_of(s.model)))
     subjects = {e.fact.subject for e in pool.edits}
     asked = {name: getattr(s.facts, name) for name in ("edited", "control", "late")}
     wanted = sum(asked.values())
@@ -158,11 +203,10 @@ def _facts(run: Run) -> None:
 
 
 def _layers(run: Run) -> None:
-    """Layers of the editor and of freeze lie within the model; what the editor needs and no paper gives is there."""
+    """Layers of the editor and of freeze lie within the model; texts for the covariance of keys are there."""
     s = run.settings
-    config = config_of(s.model)
-    layers = int(config.get_text_config().num_hidden_layers)
-    _given(run, config if isinstance(s.model, HubModel) else None)
+    layers = int(config_of(s.model).get_text_config().num_hidden_layers)
+    _covariance(run)
     editor = _writer(run)
     last = getattr(editor, "last", 1)
     if last > layers and getattr(editor, "layers", None) is None:
@@ -177,20 +221,6 @@ def _layers(run: Run) -> None:
                         f"{where}: {part.name}.{field}: layer {layer} is out of range: the model has layers 0 to "
                         f"{layers - 1}"
                     )
-
-
-def config_of(model: Any) -> Any:
-    """The architecture of a model that may not have been made yet.
-
-    A plan fetches nothing: there a well-known model's stands in for what is not here. Raises Missing for others.
-    """
-    try:
-        return _own_config(model)
-    except Missing:
-        shape = published(model.name)
-        if shape is None or fetching():
-            raise
-        return configuration(shape)
 
 
 def _something_trains(named: list[Freeze], adapter: Full | Adapter, config: Any) -> None:
@@ -221,33 +251,9 @@ def _writer(run: Run) -> Any:
     return reference(editor.like) if isinstance(editor, Random) else editor
 
 
-@lru_cache(maxsize=16)
-def _own_config(model: Any) -> Any:
-    if not isinstance(model, HubModel):
-        return architecture(model, vocabulary=1000)
-    from transformers import AutoConfig
-
-    folder = resolve(model.name, model.revision)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        int(config.get_text_config().num_hidden_layers)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"model: {folder}: its config.json describes no causal language model: {error}") from None
-    return config
-
-
-def _given(run: Run, config: Any) -> None:
-    """Settings that have a default for published models alone, and texts for the covariance."""
+def _covariance(run: Run) -> None:
+    """Texts for the covariance of keys, where the editor needs them."""
     s, editor = run.settings, _writer(run)
-    module = sys.modules[type(editor).__module__]
-    table = getattr(module, "LAYER", None) or getattr(module, "LAYERS", None)
-    field = "layer" if "layer" in type(editor).model_fields else "layers"
-    known = None if config is None else family(SimpleNamespace(config=config))  # type: ignore[arg-type]
-    if table is not None and getattr(editor, field) is None and known not in table:
-        raise UserError(
-            f"editor: {editor.name} has no published {field} for this model (published for {', '.join(table)}): "
-            f"give {field}; `retention layers` tells where the facts sit"
-        )
     covariance = getattr(editor, "covariance", None)
     if covariance is None or covariance.tokens == 0:
         return

@@ -21,9 +21,10 @@ from retention.artefacts import read_draw, write_draw
 from retention.deltas import save_delta
 from retention.edit import teach_late, write_edits
 from retention.facts import pool_of
-from retention.facts.draw import Draw, draw
+from retention.facts.draw import Draw, apart, draw
 from retention.ids import base_id, edit_id, mitigations_at, model_id, names, versions
 from retention.models import HubModel, Loaded, load_model
+from retention.presets import set_aside
 from retention.probes import read_all
 from retention.probes.rivals import rivals
 from retention.progress import Report, reporting
@@ -82,7 +83,7 @@ def prepare(run: Run, bench: Bench) -> None:
 
     bench.report("drawing facts", 0, 1)
     drawn = draw(
-        pool_of(s.facts, s.model, run.facts_seed),
+        apart(pool_of(s.facts, s.model, run.facts_seed), set_aside(model.config)),
         s.facts,
         run.facts_seed,
         known,
@@ -98,6 +99,7 @@ def prepare(run: Run, bench: Bench) -> None:
             "base_id": key,
             "model_content": loaded.content,
             "dropped": drawn.dropped,
+            "neighbors": drawn.neighbors,
             "facts_seed": run.facts_seed,
         }
         write_json(

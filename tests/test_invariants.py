@@ -50,6 +50,8 @@ LEVELS = {
         "model_folder",
         "gguf_file",
         "fetch",
+        "configs",
+        "presets",
         "records",
         "edit_keys",
         "hooks",
@@ -91,7 +93,20 @@ LEVELS = {
         "regimes",
     ),
     4: ("engines",),
-    5: ("api", "cli", "outside", "progress", "doctor", "planning", "needs", "hours", "rephrase", "report", "watch"),
+    5: (
+        "api",
+        "calibrate",
+        "cli",
+        "outside",
+        "progress",
+        "doctor",
+        "planning",
+        "needs",
+        "hours",
+        "rephrase",
+        "report",
+        "watch",
+    ),
 }
 # Leaves: settings or bookkeeping that import no more than level 0, so that anyone may use them.
 LEAVES = ("regimes", "progress", "store")

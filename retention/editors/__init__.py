@@ -4,7 +4,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from retention.editors._base import family
 from retention.editors.alphaedit import AlphaEdit
 from retention.editors.emmet import Emmet
 from retention.editors.freeze_tuning import FreezeTuning
@@ -22,4 +21,4 @@ AnyEditor = Annotated[
     Field(discriminator="name"),
 ]
 
-__all__ = ["AnyEditor", "family"]
+__all__ = ["AnyEditor"]

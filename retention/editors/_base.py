@@ -1,4 +1,4 @@
-"""What every weight editor shares: post-processing, leaving the model as it was, and the published model families.
+"""What every weight editor shares: post-processing, presets, leaving the model as it was.
 
 Knows no editing method.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -18,6 +18,7 @@ from pydantic import Field
 from retention.editors.prune import Prune
 from retention.editors.rect import Rect
 from retention.models import max_positions
+from retention.presets import settle
 from retention.tokens import encode
 from retention.types import Edit, EditResult, Part, UserError, fill
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from retention.estimate import Shape
 
 Postprocessor = Annotated[Rect | Prune, Field(discriminator="name")]
-Setting = TypeVar("Setting")
 
 
 class WeightEditor(Part, ABC):
@@ -39,7 +39,16 @@ class WeightEditor(Part, ABC):
 
     carries_state: ClassVar[bool] = False  # `write` takes and gives a state between batches
 
+    open: ClassVar[frozenset[str]] = frozenset()  # settings that a preset must give where the user does not
+    alternatives: ClassVar[frozenset[str]] = frozenset()  # of these one is given, by the user or by a preset
+
     postprocess: tuple[Postprocessor, ...] = ()  # applied to the update in order, e.g. [{name: rect, keep: 0.4}]
+
+    @property
+    def preset(self) -> str:
+        """Name of the section that holds its settings in a preset."""
+        name: str = self.name  # type: ignore[attr-defined]
+        return name
 
     @property
     def label(self) -> str:
@@ -60,13 +69,15 @@ class WeightEditor(Part, ABC):
     ) -> EditResult:
         """Write the edits and hand back what they add to the weights; the model is left bit for bit as it was.
 
+        Settings that were not given are those of the model's preset (retention/presets).
         state: `EditResult.state` of the batch before, when batches are written one after another into one model.
         """
         start = time.perf_counter()
+        own = settle(self, model.config)
         check_lengths(model, tokenizer, edits)
         carried = {"state": state} if self.carries_state else {}
         with preserved(model, seed):
-            result = self.write(model, tokenizer, edits, seed=seed, corpus=corpus, cache=cache, **carried)
+            result = own.write(model, tokenizer, edits, seed=seed, corpus=corpus, cache=cache, **carried)
         delta = result.delta
         for part in self.postprocess:
             delta = part.process(model, delta, rank_one_per_edit=self.rank_one_per_edit and delta is result.delta)
@@ -139,40 +150,3 @@ def preserved(model: PreTrainedModel, seed: int) -> Iterator[None]:
                 parameter.requires_grad_(required)
             for module, training in modes:
                 module.training = training
-
-
-# Model families that the papers give settings for: (model_type, blocks, width) of the configuration.
-FAMILIES = {
-    ("gpt2", 24, 1024): "gpt2-medium",
-    ("gpt2", 36, 1280): "gpt2-large",
-    ("gpt2", 48, 1600): "gpt2-xl",
-    ("gptj", 28, 4096): "gpt-j-6b",
-    ("gpt_neox", 44, 6144): "gpt-neox-20b",
-    ("llama", 32, 4096): "llama-7b",  # Llama 1 and 2 (7B), Llama 3 and 3.1 (8B)
-    ("mistral", 32, 4096): "mistral-7b",
-    ("qwen2", 28, 3584): "qwen-7b",
-    ("qwen3", 36, 4096): "qwen-7b",
-}
-
-# For these EasyEdit's settings of ROME and MEMIT are the published ones.
-SEVEN_B = ("llama-7b", "mistral-7b", "qwen-7b")
-
-
-def family(model: PreTrainedModel) -> str | None:
-    """The published family that the model belongs to by type, depth and width; None for any other model."""
-    config = model.config.get_text_config()
-    return FAMILIES.get((config.model_type, config.num_hidden_layers, config.hidden_size))
-
-
-def published(editor: str, setting: str, given: Setting | None, table: Mapping[str, Setting], model: Any) -> Setting:
-    """A setting as given, or the paper's for the model's family. Raises UserError where there is neither."""
-    if given is not None:
-        return given
-    known = family(model)
-    if known is not None and known in table:
-        return table[known]
-    raise UserError(
-        f"{editor} has no published {setting} for this model ({model.config.model_type}, "
-        f"{model.config.get_text_config().num_hidden_layers} blocks): give {setting}: ... "
-        f"(published for {', '.join(table)})"
-    )

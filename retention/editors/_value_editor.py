@@ -23,7 +23,7 @@ Clamp = Annotated[float, Field(gt=0, description="|delta| <= this times |v0|")]
 class ValueEditor(WeightEditor):
     """An editor whose update makes one layer, or the last of several, give v* at the subjects."""
 
-    # None, where an editor allows it: what its paper has for the model at hand (see the editor's `write`).
+    # None, where an editor allows it: what the model's preset has.
     v_steps: Steps | None
     v_lr: Rate | None
     v_weight_decay: Decay | None
@@ -34,17 +34,15 @@ class ValueEditor(WeightEditor):
     )
     covariance: Covariance = Covariance()
 
-    def search(
-        self, *, steps: int = 20, lr: float = 0.5, weight_decay: float = 0.5, clamp: float = 0.75
-    ) -> ValueSettings:
-        """The settings of v*'s search; the arguments stand in for those that are None."""
-        return ValueSettings(
-            steps=self.v_steps or steps,
-            lr=self.v_lr or lr,
-            weight_decay=weight_decay if self.v_weight_decay is None else self.v_weight_decay,
-            clamp=self.clamp_norm_factor or clamp,
-            kl_factor=self.kl_factor,
-        )
+    def search(self) -> ValueSettings:
+        """The settings of v*'s search, all of which are known once a preset has filled them in."""
+        given = {
+            "steps": self.v_steps, "lr": self.v_lr, "weight_decay": self.v_weight_decay,
+            "clamp": self.clamp_norm_factor,
+        }  # fmt: skip
+        settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        assert settings.keys() == given.keys(), "filled in by a preset"
+        return ValueSettings(**settings, kl_factor=self.kl_factor)
 
 
 def diagnosed(values: Values, norms: Sequence[float]) -> tuple[dict[str, Any], ...]:

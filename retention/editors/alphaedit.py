@@ -22,7 +22,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from retention.editors._base import family, published
 from retention.editors._contexts import sample_prefixes
 from retention.editors._keys import KeyWalk, covariances, mean_keys
 from retention.editors._rows import statement_rows
@@ -38,14 +37,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-
-LAYERS = {
-    "gpt2-xl": (13, 14, 15, 16, 17),
-    "gpt-j-6b": (3, 4, 5, 6, 7, 8),
-    "llama-7b": (4, 5, 6, 7, 8),
-    "qwen-7b": (4, 5, 6, 7, 8),
-}
 
 
 @dataclass(frozen=True)
@@ -77,9 +68,11 @@ class AlphaEdit(ValueEditor):
 
     name: Literal["alphaedit"] = "alphaedit"
     carries_state: ClassVar[bool] = True
+    open: ClassVar[frozenset[str]] = frozenset({"layers", "ridge", "v_lr"})
+    alternatives: ClassVar[frozenset[str]] = frozenset({"null_below", "null_fraction"})
 
     layers: tuple[int, ...] | None = Field(
-        default=None, min_length=1, description="from 0, the last is where v* is placed; None: the paper's"
+        default=None, min_length=1, description="from 0, the last is where v* is placed; None: the preset's"
     )
     null_below: float | None = Field(
         default=None, gt=0, description="eigenvalues of C below it make the null space; None: the published 0.02"
@@ -87,9 +80,9 @@ class AlphaEdit(ValueEditor):
     null_fraction: float | None = Field(
         default=None, gt=0, lt=1, description="instead: the share of directions, those of the smallest eigenvalues"
     )
-    ridge: float | None = Field(default=None, gt=0, description="L2 of the update; None: 10, 1 qwen-7b")
+    ridge: float | None = Field(default=None, gt=0, description="L2 of the update; None: the preset's")
     v_steps: Steps = 25
-    v_lr: Rate | None = Field(default=None, description="of Adam on v*; None: 0.5, 0.1 llama-7b")
+    v_lr: Rate | None = Field(default=None, description="of Adam on v*; None: the preset's")
     v_weight_decay: Decay = 0.5
     clamp_norm_factor: Clamp = 0.75
 
@@ -117,12 +110,12 @@ class AlphaEdit(ValueEditor):
         state: that of the result of the last batch, whose edits `model` then holds. Raises UserError where the
         threshold makes no direction, or every one, part of the null space.
         """
-        places, known = anatomy(model), family(model)
-        layers = sorted({places.check(i) for i in published(self.name, "layers", self.layers, LAYERS, model)})
+        places, ridge = anatomy(model), self.ridge
+        assert ridge is not None, "filled in by a preset"
+        layers = sorted({places.check(i) for i in self.layers or ()})
         site = site_for(places, layers)
         earlier: Earlier = state or self._start(model, tokenizer, places, layers, corpus, cache)
-        settings = self.search(lr=0.1 if known == "llama-7b" else 0.5)
-        ridge = self.ridge or (1.0 if known == "qwen-7b" else 10.0)
+        settings = self.search()
         prefixes = sample_prefixes(model, tokenizer, self.context_lengths, seed)
         values = target_values(
             model, tokenizer, edits, layer=layers[-1], site=site, settings=settings, prefixes=prefixes, cache=cache

@@ -8,13 +8,12 @@ while K are mean keys over the contexts. Without contexts, one edit without rela
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from retention.editors._base import family, published
 from retention.editors._contexts import sample_prefixes
 from retention.editors._keys import metrics
 from retention.editors._solve import Metric, Update
@@ -29,17 +28,16 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-LAYER = {"gpt2-xl": 17, "gpt-j-6b": 5, "llama-7b": 5}
-
 
 class Emmet(ValueEditor):
     """v* at one layer's output, reached by one update of its MLP's second matrix."""
 
     name: Literal["emmet"] = "emmet"
+    open: ClassVar[frozenset[str]] = frozenset({"layer", "covariance_weight"})
 
-    layer: int | None = Field(default=None, ge=0, description="from 0; None: the paper's for a published model family")
+    layer: int | None = Field(default=None, ge=0, description="from 0; None: the preset's")
     covariance_weight: float | None = Field(
-        default=None, gt=0, description="factor of C, which only matters against relax; None: 1, 1000 gpt2-xl"
+        default=None, gt=0, description="factor of C, which only matters against relax; None: the preset's"
     )
     relax: float = Field(
         default=0.1,
@@ -63,8 +61,10 @@ class Emmet(ValueEditor):
     ) -> EditResult:
         """One low-rank update. Diagnostics per edit: see Values, and update_norm."""
         places = anatomy(model)
-        layer = places.check(published(self.name, "layer", self.layer, LAYER, model))
-        weight = self.covariance_weight or (1000.0 if family(model) == "gpt2-xl" else 1.0)
+        weight = self.covariance_weight
+        assert self.layer is not None, "filled in by a preset"
+        assert weight is not None, "filled in by a preset"
+        layer = places.check(self.layer)
         site = site_for(places, [layer])
         metric = metrics(model, tokenizer, [layer], corpus, self.covariance, cache)[layer]
         prefixes = sample_prefixes(model, tokenizer, self.context_lengths, seed)

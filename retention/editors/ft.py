@@ -9,11 +9,11 @@ until an epoch's loss is below 0.01.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from retention.editors._base import WeightEditor, family, published
+from retention.editors._base import WeightEditor
 from retention.editors._training import Plan, train_weights
 from retention.models import down_parameter
 from retention.types import Edit, EditResult
@@ -25,22 +25,27 @@ if TYPE_CHECKING:
 
     from retention.estimate import Shape
 
-LAYERS = {"gpt2-xl": 0, "gpt2-large": 0, "gpt2-medium": 0, "gpt-j-6b": 21, "llama-7b": 21, "qwen-7b": 27}
-BOUNDS = {"gpt2-xl": 5e-4, "gpt2-large": 1e-3, "gpt2-medium": 2e-3, "gpt-j-6b": 5e-5}  # unbounded on other families
-
 
 class Ft(WeightEditor):
     name: Literal["ft"] = "ft"
+    open: ClassVar[frozenset[str]] = frozenset({"layer"})
+
     variant: Literal["FT-L", "FT-M"] = "FT-L"
-    layer: int | None = Field(default=None, ge=0)
-    # block whose MLP's second matrix is trained; None: the published one of a known family
-    norm_constraint: Annotated[float, Field(gt=0)] | Literal["published"] | None = "published"
-    # largest change of any weight; "published": the family's with FT-L where there is one; None: unbounded
+    layer: int | None = Field(
+        default=None, ge=0, description="block whose MLP's second matrix is trained; None: the preset's"
+    )
+    norm_constraint: float | None = Field(
+        default=None, gt=0, description="largest change of any weight; null: unbounded; omitted: the preset's"
+    )
     lr: float = Field(default=5e-4, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     epochs: int = Field(default=25, ge=1, description="passes over all edits")
     batch_size: int = Field(default=64, ge=1, description="rows of edits a step")
     stop_loss: float = Field(default=1e-2, ge=0, description="mean loss of an epoch that ends training, nats per token")
+
+    @property
+    def preset(self) -> str:
+        return self.variant.lower()
 
     @property
     def label(self) -> str:
@@ -60,10 +65,8 @@ class Ft(WeightEditor):
         corpus: Sequence[str],
         cache: Path | None,
     ) -> EditResult:
-        name, _ = down_parameter(model, published("ft", "layer", self.layer, LAYERS, model))
-        bound = self.norm_constraint
-        if bound == "published":
-            bound = BOUNDS.get(family(model) or "") if self.variant == "FT-L" else None
+        assert self.layer is not None, "filled in by a preset"
+        name, _ = down_parameter(model, self.layer)
         plan = Plan(
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -72,4 +75,4 @@ class Ft(WeightEditor):
             stop_loss=self.stop_loss,
         )
         read: Literal["each", "prompt_last"] = "prompt_last" if self.variant == "FT-L" else "each"
-        return train_weights(model, tokenizer, edits, [name], plan, seed, read=read, bound=bound)
+        return train_weights(model, tokenizer, edits, [name], plan, seed, read=read, bound=self.norm_constraint)

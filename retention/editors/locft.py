@@ -8,11 +8,11 @@ until an epoch's loss is below 0.01; lr 5e-4 on one second MLP matrix, or 5e-5 o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from retention.editors._base import WeightEditor, family, published
+from retention.editors._base import WeightEditor
 from retention.editors._training import Plan, block_parameters, train_weights
 from retention.models import down_parameter
 from retention.types import Edit, EditResult
@@ -24,14 +24,13 @@ if TYPE_CHECKING:
 
     from retention.estimate import Shape
 
-LAYERS = {"llama-7b": 22, "qwen-7b": 6, "mistral-7b": 23}
-WHOLE_BLOCK = ("mistral-7b",)
-
 
 class LocFt(WeightEditor):
     name: Literal["locft"] = "locft"
-    layer: int | None = Field(default=None, ge=0, description="None: the published one of a known family")
-    what: Literal["down", "block"] | None = None  # MLP's second matrix or the block; None: as published, else down
+    open: ClassVar[frozenset[str]] = frozenset({"layer"})
+
+    layer: int | None = Field(default=None, ge=0, description="None: the preset's")
+    what: Literal["down", "block"] = Field(default="down", description="the MLP's second matrix, or the whole block")
     lr: float | None = Field(default=None, gt=0, description="None: 5e-4 for down, 5e-5 for block")
     weight_decay: float = Field(default=0.0, ge=0)
     epochs: int = Field(default=25, ge=1, description="passes over all edits")
@@ -53,8 +52,8 @@ class LocFt(WeightEditor):
         corpus: Sequence[str],
         cache: Path | None,
     ) -> EditResult:
-        layer = published("locft", "layer", self.layer, LAYERS, model)
-        what = self.what or ("block" if family(model) in WHOLE_BLOCK else "down")
+        layer, what = self.layer, self.what
+        assert layer is not None, "filled in by a preset"
         names = [down_parameter(model, layer)[0]] if what == "down" else block_parameters(model, [layer])
         plan = Plan(
             epochs=self.epochs,

@@ -7,7 +7,7 @@ lost to the size of the change.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -34,6 +34,10 @@ class Random(WeightEditor):
     def _valid(cls, value: dict[str, Any]) -> dict[str, Any]:
         reference(value)
         return value
+
+    def settled(self, settle: Callable[[WeightEditor], WeightEditor]) -> Random:
+        """With the settings of the editor that it is like filled in by `settle`."""
+        return self.model_copy(update={"like": settle(reference(self.like)).model_dump(mode="json")})
 
     @property
     def label(self) -> str:

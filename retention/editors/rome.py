@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from retention.editors._base import SEVEN_B, family, published
 from retention.editors._contexts import sample_prefixes
 from retention.editors._keys import metrics
 from retention.editors._solve import Metric, rank_one_in_order
@@ -31,28 +30,22 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-LAYER = {
-    "gpt2-medium": 8, "gpt2-large": 12, "gpt2-xl": 17, "gpt-j-6b": 5, "gpt-neox-20b": 15,
-    "llama-7b": 5, "mistral-7b": 5, "qwen-7b": 5,
-}  # fmt: skip
-
 
 class Rome(ValueEditor):
     """Every v* from the unedited weights, then rank-one updates in order, each exact against the current weights."""
 
     name: Literal["rome"] = "rome"
     rank_one_per_edit: ClassVar[bool] = True
+    open: ClassVar[frozenset[str]] = frozenset({"layer", "v_steps", "v_weight_decay", "clamp_norm_factor"})
 
     variant: Literal["r-rome", "original", "p-rome"] = "r-rome"
-    layer: int | None = Field(default=None, ge=0, description="from 0; None: the paper's for a published model family")
-    v_steps: Steps | None = Field(default=None, description="evaluations of v*'s loss; None: 20, 25 at 7B")
+    layer: int | None = Field(default=None, ge=0, description="from 0; None: the preset's")
+    v_steps: Steps | None = Field(default=None, description="evaluations of v*'s loss; None: the preset's")
     v_lr: Rate = 0.5
     v_weight_decay: Decay | None = Field(
-        default=None, description="of |delta| / |v0|^2 in v*'s loss; None: 0.5, 1e-3 at 7B"
+        default=None, description="of |delta| / |v0|^2 in v*'s loss; None: the preset's"
     )
-    clamp_norm_factor: Clamp | None = Field(
-        default=None, description="|delta| <= this times |v0|; None: 4, 3 for gpt2-medium"
-    )
+    clamp_norm_factor: Clamp | None = Field(default=None, description="|delta| <= this times |v0|; None: the preset's")
     context_lengths: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(5,) * 10 + (10,) * 10, description="tokens of each generated prefix; [] for none"
     )
@@ -73,7 +66,8 @@ class Rome(ValueEditor):
         cache: Path | None,
     ) -> EditResult:
         """One LowRank with one term per edit, in order. Diagnostics per edit: see Values, and update_norm."""
-        layer = anatomy(model).check(published(self.name, "layer", self.layer, LAYER, model))
+        assert self.layer is not None, "filled in by a preset"
+        layer = anatomy(model).check(self.layer)
         metric = metrics(model, tokenizer, [layer], corpus, self.covariance, cache)[layer]
         prefixes = sample_prefixes(model, tokenizer, self.context_lengths, seed)
         return self.write_after(model, tokenizer, edits, layer=layer, metric=metric, prefixes=prefixes, cache=cache)
@@ -90,14 +84,9 @@ class Rome(ValueEditor):
         cache: Path | None = None,
     ) -> EditResult:
         """The same with given prefixes and covariance. The model is in eval mode and requires no gradient."""
-        places, known = anatomy(model), family(model)
-        settings = self.search(
-            steps=25 if known in SEVEN_B else 20,
-            weight_decay=1e-3 if known in SEVEN_B else 0.5,
-            clamp=3.0 if known == "gpt2-medium" else 4.0,
-        )
+        places = anatomy(model)
         values = target_values(
-            model, tokenizer, edits, layer=layer, site="mlp", settings=settings, prefixes=prefixes, cache=cache
+            model, tokenizer, edits, layer=layer, site="mlp", settings=self.search(), prefixes=prefixes, cache=cache
         )
         mean, bare = (keys.to(model.device) for keys in (values.mean_key, values.bare_key))
         direction = bare if self.variant == "p-rome" else mean

@@ -25,7 +25,9 @@ class FactsPart(Part):
         100, ge=1, description="facts that the base model knows (direct question, every token right)"
     )
     control: int = Field(0, ge=0, description="facts drawn exactly as the edited ones, but left alone, known or not")
-    neighbors: int = Field(2, ge=0, description="per edit: facts with the same relation and old object, other subject")
+    neighbors: int = Field(
+        2, ge=0, description="per edit: known facts with the same relation and old object, other subject"
+    )
     same_subject: int = Field(2, ge=0, description="per edit: other relations of its subject")
     paraphrases: int = Field(
         2, ge=0, description="per edited, intrinsic and control fact: held-out phrasings asked, at most"

@@ -10,17 +10,19 @@ from __future__ import annotations
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from retention.facts import further
 from retention.facts._part import FactsPart
 from retention.facts.questions import Asked, question, questions
+from retention.presets import subject_mark
 from retention.types import Edit, Fact, FactPool, Question, UserError
 
 Known = Callable[[Sequence[Question]], list[bool]]
 BATCH = 64  # edit candidates whose new objects are read at once
+PASSED = 4  # candidates that are asked about, at most, for each neighbor that is wanted
 
 T = TypeVar("T")
 Rival = Callable[[Sequence[tuple[str, str, tuple[str, ...]]]], list[str | None]]
@@ -34,7 +36,23 @@ class Draw:
     facts: dict[str, Fact]
     questions: tuple[Question, ...]
     dropped: dict[str, int]  # reason -> how many facts were passed over
+    neighbors: dict[str, int] = field(default_factory=dict)  # candidates: asked about, known
     late: tuple[Edit, ...] = ()  # facts with a new object that ordinary training teaches just before the edits
+
+
+def apart(pool: FactPool, marks: Collection[str]) -> FactPool:
+    """The pool without the subjects that a preset was calibrated on (`retention.presets.subject_mark`)."""
+    if not marks:
+        return pool
+    facts = tuple(f for f in pool.facts if subject_mark(f.subject) not in marks)
+    edits = tuple(e for e in pool.edits if subject_mark(e.fact.subject) not in marks)
+    near = {
+        edit: tuple(f for f in found if subject_mark(f.subject) not in marks)
+        for edit, found in pool.neighborhood.items()
+    }
+    out = len({e.fact.subject for e in pool.edits} - {e.fact.subject for e in edits})
+    dropped = {**pool.dropped, **({"edit candidate: editors were calibrated on its subject": out} if out else {})}
+    return replace(pool, facts=facts, edits=edits, neighborhood=near, dropped=dropped)
 
 
 def draw(pool: FactPool, want: FactsPart, seed: int, known: Known, rival: Rival) -> Draw:
@@ -70,25 +88,31 @@ def draw(pool: FactPool, want: FactsPart, seed: int, known: Known, rival: Rival)
 
     changed = {e.fact.id for e in (*edits, *controls, *late)}
     taken = set(changed)
+    near: list[list[Fact]] = []
+    siblings: list[list[Fact]] = []
     for edit in edits:
-        near = [f for f in pool.neighborhood.get(edit.fact.id, ()) if f.subject not in subjects]
-        if not near:
-            near = [f for f in by_object[edit.fact.relation, edit.fact.target] if f.subject not in subjects]
-            rng.shuffle(near)
-        for fact in near[: want.neighbors]:
-            # The edit's new object is the foil: CounterFact's neighborhood score asks whether it bleeds over.
-            foil = edit.target if edit.target != fact.target else None
-            asked.append(Asked(fact=fact, group="neighbor", answer=fact.target, foil=foil, edit_of=edit.fact.id))
-            taken.add(fact.id)
-        siblings = [
+        candidates = [f for f in pool.neighborhood.get(edit.fact.id, ()) if f.subject not in subjects]
+        if not candidates:
+            candidates = [f for f in by_object[edit.fact.relation, edit.fact.target] if f.subject not in subjects]
+            rng.shuffle(candidates)
+        near.append(candidates)
+        others = [
             f
             for f in by_subject[edit.fact.subject]
             if f.relation != edit.fact.relation
             and f.id not in changed  # edits drawn together may share a subject
             and not {f.prompt, *f.phrasings} & set(edit.anchors)
         ]
-        rng.shuffle(siblings)
-        for fact in siblings[: want.same_subject]:
+        rng.shuffle(others)
+        siblings.append(others[: want.same_subject])
+    neighbors = _known_neighbors(near, want.neighbors, known, drop)
+    for i, edit in enumerate(edits):
+        for fact in neighbors.of[i]:
+            # The edit's new object is the foil: CounterFact's neighborhood score asks whether it bleeds over.
+            foil = edit.target if edit.target != fact.target else None
+            asked.append(Asked(fact=fact, group="neighbor", answer=fact.target, foil=foil, edit_of=edit.fact.id))
+            taken.add(fact.id)
+        for fact in siblings[i]:
             asked.append(Asked(fact=fact, group="same_subject", answer=fact.target, edit_of=edit.fact.id))
             taken.add(fact.id)
 
@@ -133,6 +157,7 @@ def draw(pool: FactPool, want: FactsPart, seed: int, known: Known, rival: Rival)
         facts={a.fact.id: a.fact for a in asked},
         questions=tuple(questions(asked, paraphrases, before)),
         dropped=dropped,
+        neighbors={"asked": neighbors.asked, "known": neighbors.known},
         late=tuple(late),
     )
 
@@ -206,6 +231,36 @@ def _in_turn(items: list[T], relation: Callable[[T], str], seed: int) -> list[T]
     random.Random(f"relations {seed}").shuffle(order)
     rounds = itertools.zip_longest(*(of[name] for name in order))
     return [item for turn in rounds for item in turn if item is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Neighbors:
+    """Known neighbors of each edit, and how many candidates were asked about and known to find them."""
+
+    of: list[list[Fact]]
+    asked: int
+    known: int
+
+
+def _known_neighbors(near: list[list[Fact]], number: int, known: Known, drop: Callable[[str], None]) -> _Neighbors:
+    """Of each edit's candidates the first `number` that the base model knows, among the first PASSED * number.
+
+    What it does not know before the edit says nothing about what the edit does to it.
+    """
+    found: list[list[Fact]] = [[] for _ in near]
+    asked = right = 0
+    for at in range(0, PASSED * number, max(1, number)):
+        batch = [(i, f) for i, facts in enumerate(near) if len(found[i]) < number for f in facts[at : at + number]]
+        if not batch:
+            break
+        answers = known([question(Asked(fact=f, group="neighbor", answer=f.target)) for _, f in batch])
+        asked, right = asked + len(answers), right + sum(answers)
+        for (i, fact), yes in zip(batch, answers, strict=True):
+            if not yes:
+                drop("neighbor candidate: not known to the base model")
+            elif len(found[i]) < number:
+                found[i].append(fact)
+    return _Neighbors(of=found, asked=asked, known=right)
 
 
 def _known_facts(candidates: list[Fact], number: int, known: Known, drop: Callable[[str], None]) -> list[Fact]:

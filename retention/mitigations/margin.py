@@ -35,8 +35,8 @@ class Margin(Mitigation):
         searching, stop = self._searching(editor), -math.log(self.probability)
 
         class Reaching(searching):  # type: ignore[misc, valid-type]
-            def search(self, **settings: Any) -> Any:
-                return replace(super().search(**settings), stop=stop)
+            def search(self) -> Any:
+                return replace(super().search(), stop=stop)
 
         return Reaching.model_construct(**dict(editor))
 

@@ -113,8 +113,6 @@ def test_layers_are_taken_in_order_and_once(tiny_model: Any, corpus: Any) -> Non
     assert write(loaded, corpus=corpus, layers=(2, 0, 2)).info["layers"] == [0, 2]
     with pytest.raises(UserError, match="layer 4 is out of range"):
         write(loaded, corpus=corpus, layers=(2, 4))
-    with pytest.raises(UserError, match="no published layers for this model"):
-        write(loaded, corpus=corpus, layers=None)
 
 
 def test_covariance_of_all_layers_is_read_in_one_pass(tiny_model: Any, corpus: Any) -> None:

@@ -166,8 +166,6 @@ def test_settings_that_cannot_be(tiny_model: Any, corpus: Any) -> None:
     loaded = tiny_model("llama")
     with pytest.raises(UserError, match="layer 7 is out of range: this model has layers 0 to 3"):
         write(loaded, corpus=corpus, layer=7)
-    with pytest.raises(UserError, match="no published layer for this model"):
-        write(loaded, corpus=corpus, layer=None)
     with pytest.raises(UserError, match="corpus is empty"):
         write(loaded)
     without = write(loaded, covariance={"tokens": 0})

@@ -54,15 +54,17 @@ def test_settings_out_of_range_are_refused(name, wrong):
         editor(name=name, **wrong)
 
 
-def test_only_what_a_paper_leaves_to_the_model_may_be_left_out():
+def test_only_what_a_preset_gives_may_be_omitted():
     with pytest.raises(ValidationError, match="v_steps"):
         editor(name="emmet", v_steps=None)
     assert Memit(v_steps=None).v_steps is None
 
 
-def test_what_is_set_stands_and_the_rest_is_filled_in():
-    found = Rome(v_steps=3, v_weight_decay=0.0).search(steps=25, weight_decay=1e-3, clamp=4.0)
+def test_the_search_has_the_settings_of_the_editor():
+    found = Rome(v_steps=3, v_weight_decay=0.0, clamp_norm_factor=4.0).search()
     assert (found.steps, found.lr, found.weight_decay, found.clamp, found.kl_factor) == (3, 0.5, 0.0, 4.0, 0.0625)
+    with pytest.raises(AssertionError, match="preset"):
+        Rome(v_steps=3).search()
     found = Emmet(v_lr=0.1).search()
     assert (found.steps, found.lr, found.weight_decay, found.clamp) == (20, 0.1, 0.5, 0.75)
 

@@ -39,6 +39,29 @@ def test_stratified():
     assert Counter(e.fact.relation for e in few.edits) == {"a": 5, "b": 1}
 
 
+def test_neighbors_are_facts_that_the_base_model_knows():
+    source, asked = pool({"a": 100}), []
+
+    def known(question):
+        if question.group == "neighbor":
+            asked.append(question.text)
+        return question.group != "neighbor" or question.text in even
+
+    even = {f"a {i} is" for i in range(0, 100, 2)}
+    found = drawn(source, edited=4, neighbors=2, known=known)
+    of = Counter(q.edit_of for q in found.questions if q.group == "neighbor")
+    assert {q.text for q in found.questions if q.group == "neighbor"} <= even
+    assert set(of) <= {e.fact.id for e in found.edits}
+    assert set(of.values()) <= {1, 2}
+    assert found.neighbors == {"asked": len(asked), "known": len([text for text in asked if text in even])}
+    assert found.dropped["neighbor candidate: not known to the base model"] == len(asked) - found.neighbors["known"]
+    assert drawn(source, neighbors=2).neighbors == {"asked": 12, "known": 12}
+    none = drawn(source, edited=4, neighbors=2, known=lambda q: q.group != "neighbor")
+    assert none.neighbors == {"asked": 4 * 2 * 4, "known": 0}  # it does not read on for ever
+    # Which neighbors are known moves no other group's draw.
+    assert none.edits == found.edits
+
+
 def test_unknown_targets():
     source = pool({"a": 80})
     given = {f"new a-{i}" for i in range(0, 80, 2)}

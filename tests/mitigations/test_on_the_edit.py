@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from retention.editors.alphaedit import AlphaEdit
 from retention.editors.emmet import Emmet
@@ -19,6 +20,7 @@ from retention.editors.memit import Memit
 from retention.editors.ptuning import PTuning
 from retention.editors.rome import Rome
 from retention.mitigations import Margin, Strength
+from retention.presets import settle
 from retention.types import Delta, LowRank, UserError
 from tests.mitigations.scenes import CORPUS, EDITS, edited
 
@@ -70,7 +72,11 @@ def test_the_search_ends_at_the_probability_that_was_asked_for(editor):
             before[i] = entry["target_probability"]
 
 
-@pytest.mark.parametrize("editor", [Rome(layer=1), Memit(layers=(1,)), Emmet(layer=1), AlphaEdit(layers=(1,))])
+@pytest.mark.parametrize(
+    "editor",
+    [settle(e(), LlamaConfig()) for e in (Rome, Memit, Emmet, AlphaEdit)],
+    ids=lambda e: e.name,
+)
 def test_nothing_of_the_editor_changes_but_when_its_search_ends(editor):
     Margin(probability=0.9).check(SimpleNamespace(editor=editor))
     changed = Margin(probability=0.9).editor(editor)
