@@ -43,7 +43,6 @@ from retention.edit import write_edits
 from retention.facts import pool_of
 from retention.facts.draw import draw
 from retention.mitigations.freeze import Freeze
-from retention.cache_folders import default_cache
 from retention.models import Anatomy, Loaded, anatomy, load_model
 from retention.objectives import Sft
 from retention.probes import Generate, Prepared, Score, read_all

@@ -10,7 +10,6 @@ from retention.cache_folders import default_cache
 from retention.engines import Engine, inline
 from retention.engines._failures import ATTEMPTS, forget, path_of
 from retention.engines._work import Board, tidy, unwritable
-from retention.cache_folders import default_cache
 from retention.progress import Progress
 from retention.stages import Bench
 from retention.store import Store

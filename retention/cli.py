@@ -573,6 +573,53 @@ def fetch(
 
 
 @app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="a model folder, or a Hub name")],
+    facts: Annotated[Path, typer.Option("--facts", help="CounterFact, MQuAKE, zsRE or plain JSON lines")],
+    editor: Annotated[str, typer.Option("--editor", help="memit, rome, ft-m, lora; several with commas")] = "memit",
+    edits: Annotated[int, typer.Option("--edits", min=4, help="calibration edits, written at once")] = 30,
+    known: Annotated[int, typer.Option("--known", min=1, help="facts that the model knows, read for damage")] = 60,
+    settings: Annotated[int, typer.Option("--settings", min=2, help="settings tried for each editor")] = 32,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="CPU minutes for each editor")] = 60.0,
+    traced: Annotated[int, typer.Option("--traced", min=0, help="facts to trace; 0: no tracing")] = 6,
+    corpus: Annotated[Path | None, typer.Option("--corpus", help="text file for the covariance of keys")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="of the facts and of the settings")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="the preset [default: presets/NAME.yaml in the cache, which studies use]"),
+    ] = None,
+) -> None:
+    """Find settings of editors for a model, and write them as a preset with their evidence. Resumes when run again."""
+    from retention import calibrate as search
+    from retention import presets
+    from retention.cache_folders import default_cache
+    from retention.data.files import read_lines
+    from retention.facts.files import read_pool
+    from retention.models import load_model
+    from retention.progress import Progress
+
+    path = out or default_cache() / "presets" / f"{Path(model).name}.yaml"
+    old = presets.read(path) if path.is_file() else None
+    plan = search.Plan(edits=edits, known=known, settings=settings, minutes=minutes, seed=seed, traced=traced)
+    pool, sections = read_pool(facts), [name.strip() for name in editor.split(",")]
+    given = () if corpus is None else read_lines(corpus)
+    with Progress() as progress:
+        loaded = load_model(model)
+        drawn, advice, found = search.calibrate(
+            loaded, pool, sections, corpus=given or loaded.corpus, cache=default_cache(), plan=plan, report=progress
+        )
+    print(f"tracing: {advice.reason}")
+    for one in found:
+        print("\n".join(search.text(one)))
+    done = [one for one in found if one.complete]
+    if done:
+        data = f"{facts.name}{'' if corpus is None else ', corpus ' + corpus.name}"
+        made = search.preset_of(Path(model).name, loaded.model.config, drawn, done, data, seed, old)
+        search.write(made, path)
+        print(f"preset: {path}")
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of a run's settings, for editors that complete YAML."""
     from retention.study import Settings

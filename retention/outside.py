@@ -24,7 +24,6 @@ from retention.explain import explain, infinite
 from retention.facts.files import read_pool
 from retention.facts.questions import Asked, question, questions
 from retention.hooks import own_forward
-from retention.cache_folders import default_cache
 from retention.models import anatomy, load_model
 from retention.probes import Generate, Score, read_all
 from retention.probes.rivals import rivals

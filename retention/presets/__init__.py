@@ -17,8 +17,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from retention.explain import nearest
 from retention.cache_folders import default_cache
+from retention.explain import nearest
 from retention.types import Part, UserError, content_id
 from retention.yaml_file import read_yaml
 

@@ -18,7 +18,8 @@ from retention.editors.rome import Rome
 from retention.models import Loaded, anatomy
 from retention.types import EditResult, LowRank, UserError
 
-QUICK = {"layer": 1, "v_steps": 8, "v_lr": 0.3, "v_weight_decay": 0.0, "kl_factor": 0.1, "context_lengths": (3, 5)}
+QUICK = {"layer": 1, "v_steps": 8, "v_lr": 0.3, "v_weight_decay": 0.0, "clamp_norm_factor": 4.0, "kl_factor": 0.1,
+         "context_lengths": (3, 5)}  # fmt: skip
 
 
 def write(loaded: Loaded, edits: Any = EDITS, corpus: Any = (), seed: int = 0, **settings: Any) -> EditResult:
