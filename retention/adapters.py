@@ -55,6 +55,9 @@ class Full(Part):
 
     name: Literal["full"] = "full"
 
+    def key(self) -> dict[str, Any]:
+        return {"name": self.name}
+
 
 class Adapter(Part):
     """A peft method by its name (lora, dora, ia3, oft, vera ...). `dora` is lora with use_dora, as papers name it."""
@@ -104,6 +107,13 @@ class Adapter(Part):
 
     def peft_fields(self) -> dict[str, Any]:
         return config_fields(self.config_class())
+
+    def key(self) -> dict[str, Any]:
+        """What of it can move a number: defaults of peft, whose version is in each key, are left away."""
+        defaults = config_defaults(self.config_class())
+        given = {k: v for k, v in self.settings.items() if not (k in defaults and defaults[k] == v)}
+        targets = sorted(self.targets) if isinstance(self.targets, tuple) else self.targets
+        return {"name": self.name.lower(), "targets": targets, "settings": given}
 
     def wrap(self, model: PreTrainedModel, projections: Mapping[str, Sequence[str]], *, trial: bool = False) -> Any:
         """The model with the adapter around it. `projections`: leaf names of its mlp's and attention's matrices.
@@ -296,6 +306,17 @@ def config_fields(config: Any) -> dict[str, Any]:
     """Field name -> type of a configuration dataclass, without what only its base machinery uses."""
     hints = typing.get_type_hints(config)
     return {field.name: hints[field.name] for field in dataclasses.fields(config) if field.init}
+
+
+def config_defaults(config: Any) -> dict[str, Any]:
+    """Field name -> default of a configuration dataclass, of the fields that have one."""
+    found = {}
+    for field in dataclasses.fields(config):
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+    return found
 
 
 def validate_fields(

@@ -1,13 +1,14 @@
 """Content keys: what a base, an edit and a run are made of, and therefore when two are the same.
 
 Everything that can move a number enters a key: settings with all defaults, the content of files, seeds, threads,
-package versions, and the version of each stage's algorithm. Where data lie does not.
+package versions, and the version of each stage's algorithm. Nothing else does: not where data lie, nor in which order
+settings are written, nor whether a default is written out, nor what is logged (`trainer_fields.IDLE`, `launch.IDLE`).
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache, partial
@@ -22,14 +23,15 @@ from retention.data import files_of
 from retention.data.files import data_file
 from retention.model_folder import content_hash, nothing_fetched, resolve
 from retention.models import HubModel
-from retention.objectives import Clm, Sft
+from retention.objectives import Clm, Objective, Sft
 from retention.presets import set_aside
-from retention.study import Run, Settings
-from retention.trainer_fields import DEFAULTS
+from retention.study import Run, Settings, Tune
+from retention.trainer_fields import keyed
+from retention.trainers import library_defaults
 from retention.types import Missing, content_id
 
 # Version of each stage's algorithm: raised when its numbers change, so that old artefacts are not taken for new ones.
-VERSIONS = {"prepare": 3, "edit": 2, "tune": 3}
+VERSIONS = {"prepare": 3, "edit": 3, "tune": 3}
 
 _version = lru_cache(importlib.metadata.version)
 
@@ -69,8 +71,8 @@ def _content(look: Callable[[], Any], name: Any) -> Any:
 
 
 def _hashes(files: Callable[[], Sequence[Path]], part: Any) -> Any:
-    """Of the files that a part reads."""
-    return _content(lambda: sorted(file_digest(file).hex() for file in files()), part)
+    """Of the files that a part reads, in its own order: rows to train on and held-out rows are not interchangeable."""
+    return _content(lambda: [file_digest(file).hex() for file in files()], part)
 
 
 def model_id(part: Any) -> str:
@@ -95,10 +97,10 @@ def base_id(run: Run) -> str:
             "facts": _settings(s.facts.model_dump(mode="json", exclude={"seed"})),
             "facts_seed": run.facts_seed,
             "files": _hashes(s.facts.files, s.facts.model_dump(mode="json")),
-            "probes": [p.model_dump(mode="json") for p in s.probes],
+            "probes": sorted((p.model_dump(mode="json") for p in s.probes), key=lambda probe: probe["name"]),
             "threads": s.threads,
             "device": "cuda" if torch.cuda.is_available() else "cpu",
-            "versions": versions("torch", "transformers"),
+            "versions": versions("torch", "transformers", "tokenizers"),
             **_set_aside(s.model),
         }
     )
@@ -121,8 +123,8 @@ def edit_id(run: Run) -> str:
             "regime": s.regime.model_dump(mode="json"),
             "only": run.only,
             "corpus": _hashes(lambda: corpus_files(s), s.corpus),
-            "mitigations": mitigations_at(s, "edit"),
-            "late": [s.late.model_dump(mode="json"), DEFAULTS, dict(Clm.defaults)] if s.facts.late else None,
+            "mitigations": [_settings(m) for m in mitigations_at(s, "edit")],
+            "late": [s.late.model_dump(mode="json"), _arguments(Clm(), {})] if s.facts.late else None,
             "seed": s.seed,
             "versions": versions("peft", *(["trl", "accelerate", "datasets"] if s.facts.late else [])),
         }
@@ -135,24 +137,24 @@ def run_id(run: Run) -> str:
         {
             "stage": ["tune", VERSIONS["tune"]],
             "edit": edit_id(run),
-            "objective": s.objective.model_dump(mode="json"),
-            "adapter": s.adapter.model_dump(mode="json"),
-            "mitigations": mitigations_at(s, "rows", "training", "after"),
-            "tune": [_settings(t.model_dump(mode="json")) for t in s.tunes],
+            "mitigations": [_settings(m) for m in mitigations_at(s, "rows", "training", "after")],
+            "tune": [_tune(t, s) for t in s.tunes],
             "files": [_hashes(partial(files_of, t.data), t.data.model_dump(mode="json")) for t in s.tunes],
             "mitigation_files": _hashes(lambda: [file for m in s.mitigations for file in m.files()], None),
-            "defaults": [DEFAULTS, *(dict((t.objective or s.objective).defaults) for t in s.tunes)],
             "at": s.at,
-            "abilities": [
-                {
-                    **_settings(a.model_dump(mode="json")),
-                    "files": _hashes(a.files, a.model_dump(mode="json")),
-                    "versions": versions(*a.packages),
-                }
-                for a in s.abilities
-            ],
+            "abilities": sorted(
+                (
+                    {
+                        **_settings(a.model_dump(mode="json")),
+                        "files": _hashes(a.files, a.model_dump(mode="json")),
+                        "versions": versions(*a.packages),
+                    }
+                    for a in s.abilities
+                ),
+                key=content_id,
+            ),
             "weights": s.weights,
-            "relearn": None if s.relearn is None else [s.relearn.model_dump(mode="json"), dict(Sft.defaults)],
+            "relearn": None if s.relearn is None else [s.relearn.model_dump(mode="json"), _arguments(Sft(), {})],
             "seed": s.seed,
             "versions": versions("trl", "accelerate", "datasets"),
             **({} if s.launch is None or s.launch.count == 1 else {"launch": s.launch.key()}),
@@ -160,10 +162,40 @@ def run_id(run: Run) -> str:
     )
 
 
+PLACES = ("path", "heldout_from", "include_path", "counterfact", "trex")  # settings that say where data lie
+
+
 def _settings(dump: dict[str, Any]) -> dict[str, Any]:
     """A part's settings without those that say where its data lie: what the files hold is hashed."""
-    kept = {k: v for k, v in dump.items() if k not in ("path", "counterfact", "trex")}
+    hub = dump.get("revision") is not None  # of a dataset there, names are not places of files
+    kept = {k: v for k, v in dump.items() if k not in PLACES or (hub and isinstance(v, str))}
     return {k: _settings(v) if isinstance(v, dict) else v for k, v in kept.items()}
+
+
+def _tune(t: Tune, s: Settings) -> dict[str, Any]:
+    """One fine-tune, with the objective and the adapter that it has from the run where it names none."""
+    objective, adapter = t.objective or s.objective, t.adapter or s.adapter
+    own = t.model_dump(mode="json", exclude={"trainer", "objective", "adapter"})
+    return {
+        **_settings(own),
+        "objective": objective.model_dump(mode="json"),
+        "adapter": _numbers(adapter.key()),
+        "trainer": _arguments(objective, t.trainer),
+    }
+
+
+def _arguments(objective: Objective, trainer: Mapping[str, Any]) -> Any:
+    """All arguments of the trainer that can move a number."""
+    return _numbers(keyed(objective, trainer, lambda: library_defaults(objective)))
+
+
+def _numbers(value: Any) -> Any:
+    """The same with 1.0 written as 1: passed-through settings come as they were typed."""
+    if isinstance(value, Mapping):
+        return {k: _numbers(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_numbers(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def corpus_files(s: Settings) -> list[Path]:

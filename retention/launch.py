@@ -36,6 +36,16 @@ if TYPE_CHECKING:
 
 # Of accelerate's distributed types those that one machine's launcher starts.
 KINDS = ("MULTI_GPU", "FSDP", "DEEPSPEED")
+# Settings of accelerate that move no number: where processes meet, which devices they get, what is printed. How many
+# there are, and in which precision they compute, is given on the command line.
+IDLE = frozenset(
+    {
+        *("main_process_ip", "main_process_port", "machine_rank", "num_machines", "same_network", "rdzv_backend"),
+        *("rdzv_conf", "gpu_ids", "compute_environment", "main_training_function", "debug", "quiet"),
+        *("num_processes", "mixed_precision", "downcast_bf16", "enable_cpu_affinity", "monitor_interval"),
+        *("log_dir", "tee", "role", "tpu_env", "tpu_use_cluster", "tpu_use_sudo", "tpu_name", "tpu_zone"),
+    }
+)
 TAIL = 3000  # characters of what the processes printed that are told if they fail
 
 
@@ -99,8 +109,14 @@ class Launch(BaseModel):
         return self.count if self.document["distributed_type"] in ("FSDP", "DEEPSPEED") else 1
 
     def key(self) -> list[Any]:
-        """What of it can move a number: how many processes, and all that the file says."""
-        return [self.count, hashlib.sha256(self.file.read_bytes()).hexdigest()]
+        """What of it can move a number: how many processes, and what the file says of how they share the work."""
+        kept = {k: v for k, v in self.document.items() if k not in IDLE}
+        deepspeed = kept.get("deepspeed_config")
+        if isinstance(deepspeed, dict) and (name := deepspeed.get("deepspeed_config_file")):
+            own = Path(name).expanduser()
+            content = hashlib.sha256(own.read_bytes()).hexdigest() if own.is_file() else name
+            kept["deepspeed_config"] = deepspeed | {"deepspeed_config_file": content}
+        return [self.count, kept]
 
 
 def _shipped() -> list[Path]:

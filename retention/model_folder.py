@@ -15,8 +15,8 @@ from retention.fetch import MODELS, fetched
 from retention.gguf_file import architecture_of, convert, converted
 from retention.types import Missing, UserError
 
-CONTENT_FILES = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*token*.json", "merges.txt",
-                 "vocab.*", "*.model", "chat_template*", "corpus.txt")  # fmt: skip
+CONTENT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*",
+                 "*token*.json", "merges.txt", "vocab.*", "*.model", "chat_template*", "corpus.txt")  # fmt: skip
 
 
 class NotFetched(Missing):
@@ -65,7 +65,7 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     here = constants.HF_HUB_OFFLINE or not fetching()
-    wanted = ["*.json", "*.safetensors", "*.txt"]
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
     try:
         found = Path(snapshot_download(text, revision=revision, allow_patterns=wanted, local_files_only=here))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:

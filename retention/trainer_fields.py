@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,24 @@ OWNED = {
     "hub_revision": _SHARED,
     "log_completions_hub_repo": _SHARED,
 }
+# Arguments that move no number: what is logged and where to, how rows are loaded, and what is not asked for here
+# (evaluation, saving). They enter no key; `training.parquet` has a row for each `logging_steps`.
+IDLE = frozenset(
+    {
+        *("logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "log_level"),
+        *("log_level_replica", "log_completions", "num_completions_to_print", "log_unique_prompts", "log_multimodal"),
+        *("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+        *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataset_num_proc"),
+        *("eval_delay", "per_device_eval_batch_size", "eval_accumulation_steps", "eval_do_concat_batches"),
+        *("eval_use_gather_object", "eval_packing", "include_for_metrics", "batch_eval_metrics"),
+        *("prediction_loss_only", "generate_during_eval", "num_generations_eval"),
+        *("metric_for_best_model", "greater_is_better"),
+        *("save_only_model", "save_on_each_node", "save_total_limit"),
+        *("skip_memory_metrics", "torch_empty_cache_steps", "ddp_timeout", "local_rank"),
+        *("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout", "vllm_group_port"),
+    }
+)
 # Trackers that `report_to` may name, and the packages of which each needs one.
 TRACKERS = {
     "tensorboard": ("tensorboard", "tensorboardX"),
@@ -202,6 +220,18 @@ def trackers_within(folder: Path, report_to: Any) -> Iterator[None]:
 def arguments_of(objective: Any, trainer: Mapping[str, Any]) -> dict[str, Any]:
     """All arguments of the trainer's config: our defaults, the objective's, what is passed, what it fixes."""
     return {**DEFAULTS, **objective.defaults, **trainer, **objective.arguments()}
+
+
+def keyed(objective: Any, trainer: Mapping[str, Any], library: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """The arguments that can move a number, filled in: what a key is made from.
+
+    library: the defaults of the trainer's config, asked for where something is passed that we do not write out; a value
+    that equals its default there is left away, since the versions of the libraries are in each key.
+    """
+    found = {k: v for k, v in arguments_of(objective, trainer).items() if k not in IDLE}
+    others = set(trainer) - DEFAULTS.keys() - objective.defaults.keys() - IDLE
+    defaults = library() if others else {}
+    return {k: v for k, v in found.items() if not (k in others and k in defaults and defaults[k] == v)}
 
 
 def rows_needed(objective: Any, trainer: Mapping[str, Any], steps: int | None) -> int | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from retention.adapters import config_fields, validate_fields
+from retention.adapters import config_defaults, config_fields, validate_fields
 from retention.trainer_fields import OWNED, arguments_of, nonsense, tracker_problems
 from retention.types import Guard, UserError
 
@@ -104,7 +104,7 @@ def config_of(
     known = config_fields(config_class)
     shuffled = {"shuffle_dataset": not in_order} if objective.shuffled_by == "field" else {}
     in_order = in_order or objective.shuffled_by == "harness"
-    return config_class(
+    config = config_class(
         **{k: v for k, v in arguments_of(objective, trainer).items() if k in known},
         **shuffled,
         output_dir=str(folder),
@@ -120,6 +120,14 @@ def config_of(
         # A trainer that draws what it trains on counts its tokens as it draws them.
         include_num_input_tokens_seen="no" if objective.shuffled_by == "field" else "non_padding",
     )
+    # One process trains on one accelerator, however many the machine has: else each would take a batch of its own.
+    config._n_gpu = min(config.n_gpu, 1)
+    return config
+
+
+def library_defaults(objective: Objective) -> dict[str, Any]:
+    """The defaults of the trainer's config, as this version of trl has them."""
+    return config_defaults(imported(objective.config))
 
 
 def micro_batches(objective: Objective, trainer: dict[str, Any], split: int) -> tuple[dict[str, Any], int]:

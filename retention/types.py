@@ -41,6 +41,11 @@ class Part(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def changed(self) -> set[str]:
+        """Names of the settings that are not at their default: a default that is written out says nothing."""
+        fields = type(self).model_fields
+        return {n for n in fields if getattr(self, n) != fields[n].get_default(call_default_factory=True)}
+
 
 def content_id(value: Any, length: int = 16) -> str:
     """Hash of a value's canonical JSON, as `length` hexadecimal digits. Equal content gives equal ids."""

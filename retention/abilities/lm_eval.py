@@ -60,7 +60,10 @@ class LmEval(Ability):
         return self.tasks
 
     def files(self) -> list[Path]:
-        return [] if self.include_path is None else sorted(p for p in self._folder().rglob("*") if p.is_file())
+        if self.include_path is None:
+            return []
+        found = sorted(p for p in self._folder().rglob("*") if p.is_file())
+        return [p for p in found if "__pycache__" not in p.parts]  # that loading the tasks leaves behind
 
     def check(self, model: Part, seed: int) -> None:
         self._index()

@@ -63,7 +63,7 @@ class Table(Part):
 
     @model_validator(mode="after")
     def _one_form(self) -> Table:
-        given = self.model_fields_set - {"name"}
+        given = self.changed()
         alone: dict[str, set[str]] = {
             "text": {"prompt", "template", "completion", "rejected", "messages", "answer_after"},
             "messages": {"prompt", "template", "completion", "rejected"},
@@ -84,7 +84,7 @@ class Table(Part):
     @model_validator(mode="after")
     def _pinned(self) -> Table:
         if self.revision is None:
-            clash = [name for name in ("config", "split") if name in self.model_fields_set]
+            clash = [name for name in ("config", "split") if name in self.changed()]
             if clash:
                 raise ValueError(
                     f"{clash[0]} is of a dataset on the Hub: give its commit as `revision`, or leave {clash[0]} out"

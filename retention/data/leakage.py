@@ -49,7 +49,7 @@ class Leakage(Part):
 
     @model_validator(mode="after")
     def _said(self) -> Leakage:
-        idle = sorted(self.model_fields_set - {"mode"} - self.reads[self.mode])
+        idle = sorted(self.changed() - {"mode"} - self.reads[self.mode])
         if idle:
             modes = " or ".join(mode for mode, reads in self.reads.items() if idle[0] in reads)
             raise ValueError(f"`{idle[0]}` means nothing with mode: {self.mode}; use mode: {modes}, or leave it out")

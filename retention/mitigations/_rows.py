@@ -39,7 +39,7 @@ class RowMitigation(Mitigation):
 
     @model_validator(mode="after")
     def _scheduled(self) -> RowMitigation:
-        if "massed" in self.model_fields_set and self.schedule != "massed":
+        if "massed" in self.changed() and self.schedule != "massed":
             raise ValueError(f"`massed` says where massed rows stand; {self.name} is spaced: give schedule: massed")
         return self
 
