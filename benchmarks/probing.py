@@ -25,6 +25,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from retention.hooks import cache_argument, cache_of
 from retention.probes import Generate, Score
 from retention.tokens import encode
 from retention.types import Question
@@ -151,9 +152,9 @@ def lean_texts(model: Any, words: Any, asked: Sequence[Question], new_tokens: in
         ids = torch.tensor([encode(words, question.text).ids])
         cache, new = None, []
         while len(new) < new_tokens:
-            output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            output = model(input_ids=ids, use_cache=True, logits_to_keep=1, **cache_argument(cache))
             forwards += 1
-            cache = output.past_key_values
+            cache = cache_of(output)
             new.append(int(output.logits[0, -1].argmax()))
             text = words.decode(new, clean_up_tokenization_spaces=False)
             if new[-1] == words.eos_token_id or "." in text or "\n" in text:

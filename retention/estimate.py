@@ -17,6 +17,8 @@ FLOAT = 4  # bytes; weights are held in float32 whatever the dtype that they are
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # trl's fused heads never hold all logits: a tile of so many tokens and words at a time (trl/kernels, 1.16).
 TILE = (4096, 32768)
+LEAST_BUDGET = 2**32  # bytes for the rows that v* is sought for at once; as many as the weights take where that is more
+CPU_TOKENS = 8192  # of them at once on a processor, which gains nothing from batches beyond its caches
 TILES_ON_CPU = 8  # without Triton the head is torch operations: copies of a tile that were measured at their peak
 
 
@@ -222,6 +224,20 @@ def edit(
             "logits": head(shape, batch * length, FLOAT, fused=False) / GIB,
         },
     )
+
+
+def token_bytes(blocks: int, width: int, mlp: int, vocabulary: int) -> int:
+    """Bytes that a token takes in the search for v*, while gradients run through so many blocks of these widths."""
+    return 4 * (blocks * (10 * width + 6 * mlp) + vocabulary)
+
+
+def fixed_tokens(weights: int, each: int, *, accelerator: bool) -> int:
+    """Tokens of whole rows that v* is sought for at once, in a model of so many weights, at `each` bytes a token.
+
+    They take as much memory as the weights, at least 4 GiB: the same on every machine, whatever is free.
+    """
+    tokens = max(1, max(4 * weights, LEAST_BUDGET) // each)
+    return tokens if accelerator else min(tokens, CPU_TOKENS)
 
 
 def lora_numbers(shape: Shape, rank: int, targets: str = "all") -> int:

@@ -7,12 +7,15 @@ this is how work starts at an inner layer for any architecture, without a copy o
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 
 
@@ -67,6 +70,23 @@ def on_output(module: nn.Module, act: Callable[[Tensor], Tensor | None], *, stop
         yield
     finally:
         handle.remove()
+
+
+@lru_cache(maxsize=1)
+def _cache_name() -> str:
+    """What models call their cache of keys and values: transformers 5.24 has renamed it, 5.40 drops the old name."""
+    release = Version(importlib.metadata.version("transformers")).release
+    return "cache" if release >= (5, 24) else "past_key_values"
+
+
+def cache_argument(cache: Any) -> dict[str, Any]:
+    """The keyword argument that hands a model its cache; none without one."""
+    return {} if cache is None else {_cache_name(): cache}
+
+
+def cache_of(output: Any) -> Any:
+    """The cache in a model's output. Raises AttributeError for an architecture that keeps none."""
+    return getattr(output, _cache_name())
 
 
 @contextmanager

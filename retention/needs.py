@@ -29,6 +29,7 @@ from retention.trainer_fields import arguments_of
 from retention.types import Missing, UserError
 
 CHARACTERS = 4  # of English text a token, about, where the tokenizer is not here
+ROW = 32  # tokens of a row of an edit, about
 LOGITS = 8192  # for each token of a batch, that the probes hold at once (probes/_forward.py)
 
 
@@ -74,13 +75,26 @@ def needs(stage: inline.Stage, shape: Shape, here: Device, known: Known) -> Iter
                 layers=edited_layers(s),
                 covariance=covariance is not None and covariance.tokens > 0,
                 trained=trained(editor, shape),
-                # A v* is sought for as many edits at once as memory allows: one is the least.
-                batch=min(editor.batch_size, edits_of(stage.run)) if hasattr(editor, "batch_size") else rows_of_edit(s),
+                batch=rows_at_once(stage.run, shape, here),
             ),
         )
     else:
         for t in s.tunes:
             yield _tune_need(stage.run, t, shape, here, known)
+
+
+def rows_at_once(run: Run, shape: Shape, here: Device) -> int:
+    """Rows of `ROW` tokens that an edit holds at once."""
+    edits = edits_of(run)
+    editor: Any = run.settings.editor
+    if hasattr(editor, "batch_size"):
+        return int(min(editor.batch_size, edits))
+    rows = rows_of_edit(run.settings)
+    if not hasattr(editor, "tokens_per_batch"):
+        return rows
+    each = estimate.token_bytes(shape.layers, shape.width, shape.mlp, shape.vocabulary)
+    tokens = editor.tokens_per_batch or estimate.fixed_tokens(shape.parameters, each, accelerator=here.accelerator)
+    return max(rows, min(rows * edits, tokens // ROW))  # an edit is never parted
 
 
 def rows_of_edit(s: Any) -> int:

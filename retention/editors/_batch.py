@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from retention.editors._rows import Row
-from retention.hooks import BlockCalls, dry_run, on_input, on_output
+from retention.hooks import BlockCalls, cache_argument, dry_run, on_input, on_output
 from retention.models import Anatomy
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ class FastBatch:
                 input_ids=states.ids[:, :tokens],
                 attention_mask=mask,
                 position_ids=states.positions[:, :tokens],
-                past_key_values=states.cache(),
                 use_cache=True,
+                **cache_argument(states.cache()),
             )
         return calls
 
@@ -189,7 +189,7 @@ class States:
             on_input(anatomy.down_module(model, layer), entering),
             on_output(blocks[-1], lambda states: final.append(states[each[:, None], index])),
         ):
-            model.base_model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=keys)
+            model.base_model(input_ids=ids, attention_mask=mask, use_cache=keys, **cache_argument(cache))
         self.ids, self.positions = ids.gather(1, index), index
         shifted = torch.arange(before, device=device) - before + at[:, None]  # position of each prefix slot, < 0: none
         self.prefix_mask = (shifted >= 0).long()

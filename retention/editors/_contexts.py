@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from retention.hooks import cache_argument, cache_of
 from retention.models import max_positions
 from retention.types import UserError
 
@@ -28,6 +29,13 @@ def knows(tokenizer: PreTrainedTokenizerFast, text: str) -> bool:
     return bool(ids) and (tokenizer.unk_token_id is None or tokenizer.unk_token_id not in ids)
 
 
+def opening(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The special tokens that the tokenizer puts before a text: none for a tokenizer that only has a BOS token."""
+    found = tokenizer(STARTS[0], return_special_tokens_mask=True)
+    special = found["special_tokens_mask"]
+    return list(found["input_ids"][: special.index(0) if 0 in special else 0])
+
+
 @torch.no_grad()
 def sample_prefixes(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, lengths: Sequence[int], seed: int
@@ -35,13 +43,14 @@ def sample_prefixes(
     """One prefix for each entry of `lengths` (its length in tokens), to be put before a prompt as it stands.
 
     Top-5 sampling after The, Therefore, Because, I, You in turn, where the vocabulary has them, and else after the
-    beginning of a text. Each prefix has a generator of its own: one more prefix leaves the others as they were.
+    beginning of a text. What stands before a text's first word is what the tokenizer puts there: a BOS token for some
+    models, nothing for others. Each prefix has a generator of its own: one more prefix leaves the others as they were.
     """
     limit = max_positions(model)
     if limit is not None and max(lengths, default=0) >= limit:
         raise UserError(f"context_lengths: a prefix of {max(lengths)} tokens; the model has {limit} positions")
     starts = [start for start in STARTS if knows(tokenizer, start)] or [""]
-    head = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    head = opening(tokenizer)
     if not head and starts == [""]:
         head = [tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0]
     rows: list[list[int]] = []
@@ -59,8 +68,8 @@ def sample_prefixes(
         cache: Any = None
         ids = torch.tensor([rows[i] for i in members], device=model.device)
         for _ in range(max(len(head) + lengths[i] - len(rows[i]) for i in members)):
-            out = model(input_ids=ids, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            out = model(input_ids=ids, use_cache=True, **cache_argument(cache))
+            cache = cache_of(out)
             ids = _sample(out.logits[:, -1].float(), banned, [generators[i] for i in members])
             for i, token in zip(members, ids[:, 0].tolist(), strict=True):
                 if len(rows[i]) < len(head) + lengths[i]:

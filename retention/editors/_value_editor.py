@@ -33,6 +33,12 @@ class ValueEditor(WeightEditor):
         default=(10,) * 5, description="tokens of each generated prefix; [] for none"
     )
     covariance: Covariance = Covariance()
+    tokens_per_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="tokens of all prompts and prefixes that v* is sought for at once; bounds memory and moves the "
+        "last digits. None: what fits into the memory that the weights take, at least 4 GiB",
+    )
 
     def search(self) -> ValueSettings:
         """The settings of v*'s search, all of which are known once a preset has filled them in."""
@@ -42,7 +48,7 @@ class ValueEditor(WeightEditor):
         }  # fmt: skip
         settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         assert settings.keys() == given.keys(), "filled in by a preset"
-        return ValueSettings(**settings, kl_factor=self.kl_factor)
+        return ValueSettings(**settings, kl_factor=self.kl_factor, tokens_per_batch=self.tokens_per_batch)
 
 
 def diagnosed(values: Values, norms: Sequence[float]) -> tuple[dict[str, Any], ...]:

@@ -6,10 +6,10 @@ stopping rule. Knows no closed form: what to do with a v* is the editor's busine
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,16 +18,15 @@ from torch import Tensor
 from retention.editors._batch import FastBatch, FullBatch, Site, States
 from retention.editors._rows import Row, anchor_rows, batches, merged, statement_rows
 from retention.editors._saved import weights_hash, with_cache
+from retention.estimate import fixed_tokens, token_bytes
 from retention.models import Anatomy, anatomy, max_positions
 from retention.progress import tell
 from retention.types import Edit, UserError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-VERSION = 2  # of the algorithm: raise it when its numbers change
+VERSION = 3  # of the algorithm: raise it when its numbers change
 HEAD_READS = {"cpu": 64, "cuda": 2048}  # positions whose logits are held at once: 13 MB and 400 MB at 50,000 tokens
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's, as published
 
@@ -42,6 +41,7 @@ class ValueSettings:
     clamp: float  # |delta| <= clamp * |v0|
     kl_factor: float  # of KL(edited || unedited) in nats at the anchors
     stop: float = 0.05  # an edit is finished when its loss is below, nats
+    tokens_per_batch: int | None = None  # tokens of whole rows held at once; None: `fixed_tokens` of the model
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Values:
     bare_key: Tensor  # [edits, m] float64, the same for the bare direct prompt
     diagnostics: tuple[dict[str, Any], ...]  # per edit: fact_id, final_loss (nats), steps, target_probability, ...
     fast: bool  # False where the architecture needed whole forwards
+    tokens_per_batch: int  # of whole rows, held at once
 
 
 def target_values(
@@ -67,12 +68,12 @@ def target_values(
     prefixes: Sequence[str] = (),
     cache: Path | None = None,
     fast: bool = True,
-    budget: int | None = None,
 ) -> Values:
-    """Optimise v* of each edit alone, on the unedited model.
+    """Optimise v* of each edit separately, on the unedited model, in groups of `settings.tokens_per_batch` tokens.
 
-    budget: tokens of whole rows held at once; by default from the memory that is free. It bounds memory and does not
-    change results beyond rounding. The model must be in eval mode, without parameter gradients.
+    Which edits share a group moves v* in its last digits (6e-5 of its norm, SmolLM2), so the size of a group depends on
+    the model and the settings only, never on the memory that happens to be free. The model must be in eval mode,
+    without parameter gradients. Raises UserError where a group does not fit into the memory that is available.
     """
     places = anatomy(model)
     places.check(layer)
@@ -84,13 +85,18 @@ def target_values(
             f"the edit {edits[longest.edit].fact.id} has {len(longest.ids)} tokens after its longest prefix; the model "
             f"has {limit} positions: give shorter context_lengths"
         )
+    device = next(model.parameters()).device
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    each = _token_bytes(model, places, places.layers)
+    budget = settings.tokens_per_batch or fixed_tokens(weights, each, accelerator=device.type == "cuda")
     key = None
     if cache is not None:
         texts = [[r.edit, r.ids, r.at, r.targets, r.keep] for r in rows]
-        key = ["values", VERSION, weights_hash(model), texts, layer, site, asdict(settings), fast]
+        sought = asdict(settings) | {"tokens_per_batch": budget}
+        key = ["values", VERSION, weights_hash(model), texts, layer, site, sought, fast]
 
     def compute() -> dict[str, Tensor]:
-        return _all(model, places, edits, rows, layer, site, settings, fast, budget or free_tokens(model, places))
+        return _all(model, places, edits, rows, layer, site, settings, fast, budget)
 
     found = with_cache(cache, key, compute)
     diagnostics = []
@@ -107,7 +113,7 @@ def target_values(
         )
     return Values(
         found["value"], found["initial"], found["mean_key"], found["bare_key"], tuple(diagnostics),
-        bool(found["fast"].all()),
+        bool(found["fast"].all()), budget,
     )  # fmt: skip
 
 
@@ -115,32 +121,49 @@ def _all(
     model: PreTrainedModel, places: Anatomy, edits: Sequence[Edit], rows: Sequence[Row], layer: int, site: Site,
     settings: ValueSettings, fast: bool, budget: int,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Groups of edits that fit into the budget, one after another; the budget is halved when memory runs out."""
+    """Groups of edits within the budget of tokens, one after another. Raises UserError for one that does not fit."""
     of_edit: list[list[Row]] = [[] for _ in edits]
     for row in rows:
         of_edit[row.edit].append(row)
+    sizes = [sum(len(row.ids) for row in mine) for mine in of_edit]
     parts: list[dict[str, Tensor]] = []
     start = 0
     while start < len(edits):
-        stop, size = start + 1, sum(len(row.ids) for row in of_edit[start])
-        while stop < len(edits) and size + sum(len(row.ids) for row in of_edit[stop]) <= budget:
-            size += sum(len(row.ids) for row in of_edit[stop])
+        stop = start + 1
+        while stop < len(edits) and sum(sizes[start : stop + 1]) <= budget:
             stop += 1
         group = [row for i in range(start, stop) for row in of_edit[i]]
-        part = None
+        tokens = sum(sizes[start:stop])
+        # A replay keeps the tokens from the subject on, in the blocks above the edited one; whole forwards keep more.
+        replayed = sum(len(row.ids) - row.at for row in group)
+        least = replayed * _token_bytes(model, places, places.layers - layer - 1)
+        room = available_memory(next(model.parameters()).device)
+        if room is not None and least > room:
+            raise _too_large(
+                stop - start, tokens, f"about {least / 2**30:.1f} GiB, and {room / 2**30:.1f} are available"
+            )
         try:
-            part = _optimise(model, places, group, start, stop - start, layer, site, settings, fast)
+            parts.append(_optimise(model, places, group, start, stop - start, layer, site, settings, fast))
         except (torch.OutOfMemoryError, RuntimeError) as error:
             # On a processor it is a RuntimeError: "DefaultCPUAllocator: can't allocate memory".
-            if stop - start == 1 or not (isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)):
+            if not (isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)):
                 raise
-        if part is None:  # only here: the error, while it is handled, holds what the attempt had allocated
-            torch.cuda.empty_cache()
-            budget = size // 2
-            continue
-        parts.append(part)
+            raise _too_large(stop - start, tokens, str(error).partition("\n")[0]) from None
         start = stop
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _too_large(edits: int, tokens: int, why: str) -> UserError:
+    """What to change where a group of edits needs more memory than there is; another size would move numbers."""
+    if edits == 1:
+        return UserError(
+            f"editor: out of memory at v* of one edit with {tokens} tokens ({why}); use fewer or shorter "
+            "context_lengths"
+        )
+    return UserError(
+        f"editor: out of memory at v* of {edits} edits with {tokens} tokens ({why}); use a smaller "
+        f"editor.tokens_per_batch, such as {tokens // 2}, for all runs that are to be compared"
+    )
 
 
 @dataclass(frozen=True)
@@ -310,13 +333,18 @@ def _read(piece: _Piece, delta: Tensor, kl_factor: float, gradient: Tensor, loss
     return piece if piece.kept is not None else replace(piece, kept=torch.cat(kept))
 
 
-def free_tokens(model: PreTrainedModel, places: Anatomy) -> int:
-    """Tokens of whole rows that half of the free memory holds while gradients are taken, from the model's widths."""
-    device = next(model.parameters()).device
-    per_layer = 10 * places.hidden + 6 * places.mlp_width  # what a block keeps for its backward pass, and its cache
-    per_token = 4 * (places.layers * per_layer + model.config.get_text_config().vocab_size)
+def _token_bytes(model: PreTrainedModel, places: Anatomy, blocks: int) -> int:
+    return token_bytes(blocks, places.hidden, places.mlp_width, model.config.get_text_config().vocab_size)
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that may still be allocated, the page cache included; None where the system does not say."""
     if device.type == "cuda":
-        return max(1, int(0.5 * torch.cuda.mem_get_info(device)[0] / per_token))
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**32
-    # A processor gains nothing from batches that do not fit into its caches anyway.
-    return max(1, min(8192, int(0.5 * free / per_token)))
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + held)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return None if found is None else int(found) * 1024

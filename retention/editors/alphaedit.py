@@ -133,6 +133,7 @@ class AlphaEdit(ValueEditor):
             diagnostics=diagnosed(values, norms),
             info={
                 "layers": layers, "ridge": ridge, "site": site, "prefixes": list(prefixes), "fast": values.fast,
+                "tokens_per_batch": values.tokens_per_batch,
                 "null_space": {str(layer): earlier.projections[layer].size for layer in layers},
                 "keys_before": len(earlier.keys[layers[0]]), "covariance_tokens": earlier.tokens,
             },

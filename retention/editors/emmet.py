@@ -85,7 +85,8 @@ class Emmet(ValueEditor):
             diagnostics=diagnosed(values, norms),
             info={
                 "layers": [layer], "covariance_weight": weight, "relax": relax, "site": site,
-                "prefixes": list(prefixes), "fast": values.fast, "covariance_tokens": metric.tokens,
+                "prefixes": list(prefixes), "fast": values.fast, "tokens_per_batch": values.tokens_per_batch,
+                "covariance_tokens": metric.tokens,
             },
         )  # fmt: skip
 

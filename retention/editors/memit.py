@@ -95,6 +95,7 @@ class Memit(ValueEditor):
             diagnostics=diagnosed(values, norms),
             info={
                 "layers": layers, "covariance_weight": weight, "site": site, "prefixes": list(prefixes),
-                "fast": values.fast, "covariance_tokens": max(metric.tokens for metric in metrics.values()),
+                "fast": values.fast, "tokens_per_batch": values.tokens_per_batch,
+                "covariance_tokens": max(metric.tokens for metric in metrics.values()),
             },
         )  # fmt: skip

@@ -107,6 +107,7 @@ class Rome(ValueEditor):
                 "variant": self.variant,
                 "prefixes": list(prefixes),
                 "fast": values.fast,
+                "tokens_per_batch": values.tokens_per_batch,
                 "covariance_tokens": metric.tokens,
             },
         )

@@ -263,7 +263,8 @@ def token_scores(
 ) -> list[Scores]:
     """Scores of every continuation, in the order given. None may be longer than `max_positions`.
 
-    Each result depends on its own continuation alone (up to rounding, about 1e-6 nats): where a logit is not finite,
+    A token's log-probability is within 4e-5 nats of a float64 forward, and changes by at most 2e-5 with what else is
+    asked in the same call (SmolLM2-135M in float32, 48 continuations of 3 to 30 tokens). Where a logit is not finite,
     the continuation is run once more in a row of its own, since NaN passes through attention masks to whatever shares
     the row. `prepared` keeps the rows under `name` for the next time that the same are asked for.
     """

@@ -15,7 +15,13 @@ from retention.editors.memit import Memit
 from retention.editors.rome import Rome
 
 COVARIANCE = {"tokens": 100_000, "length": 512, "ridge": 1e-4, "settle": None}
-SHARED = {"postprocess": [], "kl_factor": 0.0625, "context_lengths": [10] * 5, "covariance": COVARIANCE}
+SHARED = {
+    "postprocess": [],
+    "kl_factor": 0.0625,
+    "context_lengths": [10] * 5,
+    "covariance": COVARIANCE,
+    "tokens_per_batch": None,
+}
 PLAIN = {"v_weight_decay": 0.5, "clamp_norm_factor": 0.75}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "rome": {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import torch
 from facts import EDITS, FINAL_SUBJECT, OTHER_ANCHORS, PREFIXES, THREE_TOKENS
 from torch import Tensor
 
+from retention import estimate
 from retention.editors import _values
 from retention.editors._base import preserved
 from retention.editors._values import Values, ValueSettings, target_values
 from retention.hooks import on_output
 from retention.models import Loaded, anatomy
-from retention.types import Edit, fill
+from retention.types import Edit, UserError, fill
 
 SETTINGS = ValueSettings(steps=5, lr=0.2, weight_decay=0.3, clamp=1.5, kl_factor=0.5)
 
@@ -148,7 +151,8 @@ def test_finished_edits_leave_and_do_not_move_the_others(tiny_model: Any) -> Non
 def test_neither_the_budget_nor_the_padding_side_nor_the_past_matters(tiny_model: Any, name: str) -> None:
     loaded = tiny_model(name)
     expected = find(loaded)
-    assert difference(find(loaded, budget=20).value, expected.value) < 1e-5
+    few = replace(SETTINGS, tokens_per_batch=20)
+    assert difference(find(loaded, settings=few).value, expected.value) < 1e-5
     left = Loaded(loaded.model, tiny.tokenizer(padding_side="left"), "")
     assert torch.equal(find(left).value, expected.value)
     backwards = find(loaded, EDITS[::-1]).value.flip(0)
@@ -198,6 +202,64 @@ def test_a_replay_that_would_be_wrong_is_not_used(tiny_model: Any, monkeypatch: 
     assert torch.equal(found.value, expected.value)
 
 
+def sizes_of_groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that every later search appends the sizes of its groups of edits to."""
+    optimise, sizes = _values._optimise, []
+
+    def counted(model: Any, places: Any, rows: Any, first: int, count: int, *rest: Any) -> Any:
+        sizes.append(count)
+        return optimise(model, places, rows, first, count, *rest)
+
+    monkeypatch.setattr(_values, "_optimise", counted)
+    return sizes
+
+
+def test_free_memory_moves_no_number(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page cache of other programs takes free pages away: groups, and so v*, stay what they were."""
+    loaded = tiny_model("llama")
+    sizes, found = sizes_of_groups(monkeypatch), []
+    for pages in (1, 2**20):
+        monkeypatch.setattr(os, "sysconf", {"SC_AVPHYS_PAGES": pages, "SC_PAGE_SIZE": 4096}.__getitem__)
+        monkeypatch.setattr(_values, "available_memory", lambda device, pages=pages: 2**30 + pages, raising=False)
+        found.append(find(loaded))
+    assert sizes == [len(EDITS)] * 2
+    assert torch.equal(found[0].value, found[1].value)
+    assert found[0].tokens_per_batch == found[1].tokens_per_batch
+
+
+def test_the_budget_is_of_the_model_and_the_settings(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_model("llama")
+    assert find(loaded).tokens_per_batch == estimate.CPU_TOKENS  # so small a model's tokens are cheap
+    sizes = sizes_of_groups(monkeypatch)
+    found = find(loaded, settings=replace(SETTINGS, tokens_per_batch=1))
+    assert (sizes, found.tokens_per_batch) == ([1] * len(EDITS), 1)
+    # GPT-J: 6.05e9 float32 weights are 24.2 GB; a token takes 4 (28 (10 x 4096 + 6 x 16384) + 50400) = 15.8 MB.
+    each = estimate.token_bytes(28, 4096, 16384, 50400)
+    assert estimate.fixed_tokens(6_050_000_000, each, accelerator=True) == 24_200_000_000 // each == 1531
+    assert estimate.fixed_tokens(100, each, accelerator=False) == 2**32 // each == 271
+
+
+def test_memory_that_is_not_there_is_refused_beforehand(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_model("llama")
+    sizes = sizes_of_groups(monkeypatch)
+    monkeypatch.setattr(_values, "available_memory", lambda device: 1000)
+    with pytest.raises(UserError, match=r"v\* of 4 edits .* smaller editor\.tokens_per_batch, such as \d+"):
+        find(loaded)
+    with pytest.raises(UserError, match=r"v\* of one edit .* shorter context_lengths"):
+        find(loaded, EDITS[:1])
+    assert sizes == []
+    monkeypatch.setattr(_values, "available_memory", lambda device: None)  # the system does not say
+    find(loaded)
+    assert sizes == [4]
+
+
+def test_available_memory_counts_the_page_cache() -> None:
+    room = _values.available_memory(torch.device("cpu"))
+    if room is None:
+        pytest.skip("this system has no /proc/meminfo")
+    assert 2**20 < room < 2**50
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -205,31 +267,20 @@ def test_a_replay_that_would_be_wrong_is_not_used(tiny_model: Any, monkeypatch: 
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
     ],
 )
-def test_out_of_memory_halves_the_budget(tiny_model: Any, monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
+def test_out_of_memory_is_refused_and_not_worked_around(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
     loaded = tiny_model("llama")
-    expected = find(loaded)
-    optimise, sizes = _values._optimise, []
-
-    def scarce(model: Any, places: Any, rows: Any, first: int, count: int, *rest: Any) -> Any:
-        sizes.append(count)
-        if count > 2:
-            raise error
-        return optimise(model, places, rows, first, count, *rest)
-
-    monkeypatch.setattr(_values, "_optimise", scarce)
-    found = find(loaded)
-    assert sizes[0] == 4
-    assert max(sizes[1:]) <= 2
-    assert difference(found.value, expected.value) < 1e-5
 
     def hopeless(*_: Any) -> Any:
         raise error
 
-    for told in (error, RuntimeError("another mistake")):
-        error = told
-        monkeypatch.setattr(_values, "_optimise", hopeless)
-        with pytest.raises(RuntimeError, match=str(told)):
-            find(loaded)
+    monkeypatch.setattr(_values, "_optimise", hopeless)
+    with pytest.raises(UserError, match=r"v\* of 4 edits .* editor\.tokens_per_batch"):
+        find(loaded)
+    error = RuntimeError("another mistake")
+    with pytest.raises(RuntimeError, match="another mistake"):
+        find(loaded)
 
 
 def test_cached_by_content(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +291,8 @@ def test_cached_by_content(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.
     again = find(loaded, cache=tmp_path)
     assert torch.equal(again.value, expected.value)
     assert again.diagnostics == expected.diagnostics
-    for change in ({"edits": [THREE_TOKENS]}, {"layer": 2}, {"site": "block"}, {"prefixes": ()}):
+    few = replace(SETTINGS, tokens_per_batch=1)
+    for change in ({"edits": [THREE_TOKENS]}, {"layer": 2}, {"site": "block"}, {"prefixes": ()}, {"settings": few}):
         with pytest.raises(TypeError):
             find(loaded, cache=tmp_path, **change)
     weight = loaded.model.model.layers[3].mlp.up_proj.weight
