@@ -1,10 +1,10 @@
-"""Each fact's own history: a heat map of facts and checkpoints, by how far the answer leads its foil.
+"""Each fact's own history: a heat map of facts and checkpoints, by how far the answer leads the best other token.
 
     python analysis/fact_map.py results/STUDY [--mitigations none] [--criterion all_correct] [--out FOLDER]
 
 A line is a fact of one run that was right at step 0, the ones that start nearest the brink at the bottom; a cross marks
 where it is wrong. One column of maps for each cell with the chosen mitigations. Writes PNG, PDF, and as CSV each fact's
-margin at each step, whether it is right, and the step at which it was first found wrong.
+lead at each step, whether it is right, and the step at which it was first found wrong.
 """
 
 from __future__ import annotations
@@ -24,20 +24,19 @@ from retention.statistics import survival
 from retention.statistics.fates import histories
 from retention.types import UserError
 
-SCALE = 8.0  # nats: margins beyond are drawn as this
+SCALE = 8.0  # nats: leads beyond are drawn as this
 
 
 def table(study: Opened, cell: Cell, group: str) -> pd.DataFrame:
-    """One line for each fact right at step 0, by its margin there: run_id, fact_id, margin@STEP (nats), right@STEP,
+    """One line for each fact right at step 0, by its lead there: run_id, fact_id, lead@STEP (nats), right@STEP,
     last_right and first_wrong (steps), state.
     """
     right = histories(cell.rows, group, study.criterion, form=study.form)
     if right.empty or 0 not in right:
         return pd.DataFrame(columns=["run_id", "fact_id"])
-    rows = cell.rows.assign(margin=(cell.rows["logp_target"] - cell.rows["logp_foil"]).astype(float))
-    margins = histories(rows, group, "margin", form=study.form, kind="Float64")
-    both = pd.concat([margins.add_prefix("margin@"), right.astype("Float64").add_prefix("right@")], axis=1)
-    both = both[both["right@0"] == 1].sort_values("margin@0", ascending=False, kind="stable").reset_index()
+    leads = histories(cell.rows, group, "lead", form=study.form, kind="Float64")
+    both = pd.concat([leads.add_prefix("lead@"), right.astype("Float64").add_prefix("right@")], axis=1)
+    both = both[both["right@0"] == 1].sort_values("lead@0", ascending=False, kind="stable").reset_index()
     lost = survival.lifetimes(cell.rows, group, study.criterion, form=study.form)
     lost = lost.rename(columns={"low": "last_right", "high": "first_wrong"}).replace(np.inf, np.nan)
     lost["state"] = np.where(lost["first_wrong"].isna(), "never found wrong", "lost")
@@ -92,16 +91,16 @@ def draw(source: Path, out: Path) -> None:
             # Runs of one cell may be read at other steps: a column that is empty throughout is not this cell's.
             steps = [n.partition("@")[2] for n in part if n.startswith("right@") and part[n].notna().any()]
             if len(part):
-                values, right = (part[[f"{what}@{s}" for s in steps]].to_numpy(float) for what in ("margin", "right"))
+                values, right = (part[[f"{what}@{s}" for s in steps]].to_numpy(float) for what in ("lead", "right"))
                 image = heat(grid[i][j], values, right, [int(s) for s in steps])
             else:
                 grid[i][j].text(0.5, 0.5, "none right\nat step 0", ha="center", transform=grid[i][j].transAxes)
             head = "" if i else style.wrap(title(dict(zip(names, key, strict=True)))) + "\n"
             grid[i][j].set_title(f"{head}{group}, n = {len(part)}")
     if image is not None:
-        drawn.colorbar(image, ax=grid, label="answer over foil, nats", extend="both", shrink=0.6)
+        drawn.colorbar(image, ax=grid, label="answer over the best other token, nats", extend="both", shrink=0.6)
     for line in grid:
-        line[0].set_ylabel("facts, by margin at step 0")
+        line[0].set_ylabel("facts, by lead at step 0")
     drawn.supxlabel("fine-tuning steps (x: wrong)", fontsize=style.RC["axes.labelsize"])
     for path in style.save(drawn, out, "fact_map"):
         print(f"figure: {path}")

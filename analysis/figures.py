@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import by_lead
 import dose_response
 import fact_map
 import fates
@@ -37,6 +38,7 @@ DRAW: dict[str, Draw] = {  # name of the table that a script begins with -> what
     "forgetting_curves": forgetting_curves.draw,
     "survival": survival.draw,
     "forest": forest.draw,
+    "by_lead": by_lead.draw,
     "fates": fates.draw,
     "half_life": half_life.draw,
     "fact_map": fact_map.draw,

@@ -2,7 +2,8 @@
 
     python analysis/forest.py results/STUDY [--criterion all_correct] [--form direct] [--out FOLDER]
 
-Facts right at step 0 are paired within run and relation by where they start (margin), answer length and frequency.
+Facts right at step 0 are paired within run and relation by where they start (lead over the best other token), answer
+length and frequency.
 Writes a forest plot (PNG, PDF), the table of differences, and that of balance (CSV, Markdown, LaTeX).
 """
 
@@ -20,9 +21,9 @@ import retention
 from retention.statistics import matching
 
 HOW = {  # name -> look
-    "unmatched": {"color": "#999999", "marker": "D"},
     "matched": {"color": "#D55E00", "marker": "o"},
     "regression": {"color": "#0072B2", "marker": "s"},
+    "unmatched": {"color": "#999999", "marker": "D"},
 }
 
 
@@ -35,7 +36,6 @@ def compute(study: Opened) -> None:
         table = matching.fact_table(cell.rows, facts, study.criterion, form=study.form)
         pairs, model = matching.matched(table), matching.regression(table)
         none = "no edited fact is right at step 0" if pairs.edited == 0 else "no intrinsic fact is right at step 0"
-        unpaired = "no intrinsic fact starts near an edited one" if pairs.edited and pairs.intrinsic else none
         p = pairs.matched.p_t if len(cell.runs) > 1 else pairs.matched.p_facts
         found.append(
             named | {"runs": len(cell.runs), "edited": pairs.edited, "intrinsic": pairs.intrinsic}
@@ -43,10 +43,10 @@ def compute(study: Opened) -> None:
             | {"unmatched_state": "ok" if pairs.unmatched else none}
             | {"unmatched_p": pairs.unmatched.p if pairs.unmatched else None}
             | tables.parts("matched", pairs.matched.difference)
-            | {"matched_p": p, "matched_state": "ok" if pairs.matched.difference else unpaired}
+            | {"matched_p": p, "matched_state": pairs.state}
             | tables.parts("regression", model.difference)
             | {"regression_p": model.p, "log_odds": model.log_odds, "regression_state": model.state}
-            | {"not_measured_or_constant": ", ".join(pairs.left_out)}
+            | {"not_measured_or_constant": ", ".join(pairs.left_out), "matched_on": "lead"}
         )  # fmt: skip
         balance += [named | {"pairs": pairs.matched.difference.n if pairs.matched.difference else 0} | dict(row)
                     for row in pairs.balance.to_dict("records")]  # fmt: skip
@@ -90,6 +90,11 @@ def figure(found: pd.DataFrame):
 
 def draw(source: Path, out: Path) -> None:
     found = tables.read(source, "forest", names_end="runs")
+    few = found["matched_n"] < matching.LEAST_PAIRS  # tables stored earlier compare any number of pairs
+    found.loc[few, ["matched", "matched_low", "matched_high", "matched_p", "matched_q"]] = float("nan")
+    found.loc[few, "matched_state"] = [
+        f"{matching.IMPOSSIBLE}: {n:.0f} pairs, fewer than {matching.LEAST_PAIRS}" for n in found.loc[few, "matched_n"]
+    ]
     drawn = figure(found)
     for path in style.save(drawn, out, "forest"):
         print(f"figure: {path}")
@@ -105,13 +110,15 @@ def draw(source: Path, out: Path) -> None:
             for p, q in zip(found[f"{name}_p"], found[f"{name}_q"], strict=True)
         ]
     left = found["not_measured_or_constant"].iloc[0]
+    # Tables stored before 2026-11-28 are matched on the margin over the foil, which does not decide what is kept.
+    on = "lead" if "matched_on" in found else "margin over the foil (stored before the lead was read)"
     note = (
         f"{right_by(found)} Share kept at the last step of edited minus intrinsic facts, of those right at step 0 [95 "
         "% interval; the run is the unit of replication, of one run its facts]. Matched: pairs within run and "
-        f"relation, margin within {matching.CALIPER} standard deviations (n pairs). Regression: mean effect "
-        "of being edited at equal margin, length and frequency (logistic, errors clustered by run). q: Benjamini and "
-        f"Hochberg's, over all {len(found)} lines."
-        + (f" Not measured, or the same for all: {left}." if pd.notna(left) else "")
+        f"relation, {on} within {matching.CALIPER} standard deviations (n pairs; fewer than {matching.LEAST_PAIRS}: "
+        f"{matching.IMPOSSIBLE}). Regression: mean effect of being edited at equal {on}, length and frequency "
+        f"(logistic, errors clustered by run). Unmatched: {matching.SELECTION} q: Benjamini and Hochberg's, over all "
+        f"{len(found)} lines." + (f" Not measured, or the same for all: {left}." if pd.notna(left) else "")
     )
     tables.show(out, "forest", shown, note)
     told = tables.read(source, "balance", names_end="pairs")
@@ -124,7 +131,8 @@ def draw(source: Path, out: Path) -> None:
             else "no pair"
         )
         told[name] = [f"{x:.2f}" if pd.notna(x) else why for x in told[name]]
-    what = "; ".join(f"{name}: {text}" for name, text in matching.COVARIATES.items())
+    known = matching.COVARIATES | {"margin": "log-probability of the answer minus that of its foil at step 0, nats"}
+    what = "; ".join(f"{name}: {known[name]}" for name in known if (told["covariate"] == name).any())
     note = (
         "Means of edited and intrinsic facts right at step 0, and how far apart they are in standard deviations, "
         f"before and after matching. {what}."

@@ -15,16 +15,18 @@ from opened import Opened, drawn_from, names_of, parser, script
 
 import retention
 from retention import statistics as st
+from retention.statistics import matching
 from retention.store import write_text
 
 
-def line(cell: pd.DataFrame, scores: pd.DataFrame, criterion: str, form: str) -> dict[str, object]:
+def line(cell: pd.DataFrame, scores: pd.DataFrame, facts: pd.DataFrame, criterion: str, form: str) -> dict[str, object]:
     """One line: `_at_0` shares of all facts of a group, `kept` shares of those right at step 0."""
     ends = cell.groupby("run_id", observed=True)["step"].max()  # runs of one cell may end at different steps
 
     def at_0(group: str, form: str = form) -> st.Estimate | None:
         return st.share(st.counts(cell, group, 0, criterion, form=form, given=None))
 
+    table = matching.fact_table(cell, facts, criterion, form=form)
     edited, intrinsic = (st.counts(cell, group, None, criterion, form=form) for group in ("edited", "intrinsic"))
     kept = {"edited_kept": st.share(edited), "intrinsic_kept": st.share(intrinsic)}
     out: dict[str, object] = {"runs": cell["run_id"].nunique(), "steps": int(ends.max())}
@@ -35,6 +37,7 @@ def line(cell: pd.DataFrame, scores: pd.DataFrame, criterion: str, form: str) ->
         "neighbor_at_0": at_0("neighbor"),
         "same_subject_at_0": at_0("same_subject"),
         **kept,
+        "matched": matching.matched(table).matched.difference,
         "edited_minus_intrinsic": st.difference(edited, intrinsic),
     }
     for name, estimate in estimates.items():
@@ -50,9 +53,11 @@ def line(cell: pd.DataFrame, scores: pd.DataFrame, criterion: str, form: str) ->
 
 def compute(study: Opened) -> None:
     """All lines of a study."""
-    scores = retention.load(study.results, "scores")
+    scores, facts = retention.load(study.results, "scores"), retention.load(study.results, "facts")
     lines = [
-        cell.named | line(cell.rows, scores[scores["run_id"].isin(cell.runs)], study.criterion, study.form) | study.how
+        cell.named
+        | line(cell.rows, scores[scores["run_id"].isin(cell.runs)], facts, study.criterion, study.form)
+        | study.how
         for cell in study.cells
     ]
     tables.keep(study.out, "summary", pd.DataFrame(lines))
@@ -64,6 +69,8 @@ def markdown(frame: pd.DataFrame) -> str:
 
     def cell(row: pd.Series, name: str) -> str:
         if pd.isna(row[name]):
+            if name == "matched":
+                return matching.IMPOSSIBLE
             return "none right at step 0" if name in end else "no such rows"
         return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}] ({int(row[f'{name}_n'])})"
 
@@ -71,7 +78,8 @@ def markdown(frame: pd.DataFrame) -> str:
         name for name in names_of(frame, "runs") if name in ("editor", "mitigations") or frame[name].nunique() > 1
     ]
     at_0 = ["efficacy_at_0", "paraphrase_at_0", "intrinsic_at_0", "neighbor_at_0", "same_subject_at_0"]
-    end = ["edited_kept", "intrinsic_kept", "edited_minus_intrinsic"]
+    matched = ["matched"] * ("matched" in frame)  # tables stored before 2026-11-28 lack it
+    end = ["edited_kept", "intrinsic_kept", *matched, "edited_minus_intrinsic"]
 
     def block(columns: list[str], titles: list[str], extra: bool) -> list[str]:
         head = [*varied, "runs", *titles] + (["task accuracy, start to end", "task loss (nats/token)"] if extra else [])
@@ -98,7 +106,17 @@ def markdown(frame: pd.DataFrame) -> str:
             "",
             f"At the last step ({steps}), of those right at step 0:",
             "",
-            *block(end, ["edited, kept", "intrinsic, kept", "edited - intrinsic"], True),
+            *block(
+                end,
+                [
+                    "edited, kept",
+                    "intrinsic, kept",
+                    *(f"edited - intrinsic, {how}" for how in (*matched, "unmatched")),
+                ],
+                True,
+            ),
+            "",
+            f"{'Matched on the lead at step 0 (n pairs of facts). ' if matched else ''}Unmatched: {matching.SELECTION}",
             "",
         ]
     )

@@ -302,7 +302,8 @@ def power(
         "criterion": criterion, "form": form, "facts": [int(text) for text in counted], "chance": chance,
     }  # fmt: skip
     if axis is None:
-        what, table = "edited - intrinsic", planning.plans(rows, difference, columns=st.cell_columns(rows), **settings)
+        what, columns = "edited - intrinsic, matched on the lead", st.cell_columns(rows)
+        table = planning.plans(rows, difference, columns=columns, known=load(study, "facts"), **settings)
     else:
         axis = st.arms_of(rows, axis)
         rows, runs = st.arms_by_arguments(rows, load(study, "runs"), axis)

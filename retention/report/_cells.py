@@ -141,7 +141,7 @@ def _fair(rows: pd.DataFrame, facts: pd.DataFrame | None, criterion: str) -> Fai
         unmatched=pairs.unmatched, matched=pairs.matched, regression=model.difference,
         states={
             "unmatched": "ok" if pairs.unmatched else none,
-            "matched": "ok" if pairs.matched.difference else none or "no intrinsic fact starts near an edited one",
+            "matched": pairs.state if pairs.state == "ok" or not missing else f"{matching.IMPOSSIBLE}: {none}",
             "regression": none or model.state,
         },
     )  # fmt: skip

@@ -69,11 +69,11 @@ def _curve() -> dict[str, Any]:
 def _forest() -> dict[str, Any]:
     """Differences with intervals, a line a cell. Rows: cell, how, value, low, high, told."""
     alt, base = _base()
-    how = ["unmatched", "matched", "regression"]
+    how = ["matched", "regression", "unmatched"]
     y = alt.Y("cell:N", sort=None).axis(title=None, labelLimit=190, grid=False, ticks=False)
     offset = alt.YOffset("how:N", sort=how, scale=alt.Scale(domain=how))
-    color = alt.Color("how:N", legend=None).scale(domain=how, range=["#777777", "#D55E00", "#0072B2"])
-    shape = alt.Shape("how:N", legend=None).scale(domain=how, range=["diamond", "circle", "square"])
+    color = alt.Color("how:N", legend=None).scale(domain=how, range=["#D55E00", "#0072B2", "#777777"])
+    shape = alt.Shape("how:N", legend=None).scale(domain=how, range=["circle", "square", "diamond"])
     tooltip = [
         alt.Tooltip("cell:N", title=" "), alt.Tooltip("how:N", title="how"),
         alt.Tooltip("told:N", title="difference [95 %] (n)"),

@@ -177,7 +177,7 @@ def _fair(cells: Sequence[Cell]) -> list[list[Any]]:
     out: list[list[Any]] = []
     for number, cell in enumerate(cells):
         f = cell.fair
-        how = {"unmatched": f.unmatched, "matched": f.matched.difference, "regression": f.regression}
+        how = {"matched": f.matched.difference, "regression": f.regression, "unmatched": f.unmatched}
         out += [[number, name, _finite(e.value), _finite(e.low), _finite(e.high), e.n] for name, e in how.items() if e]
     return out
 

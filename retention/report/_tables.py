@@ -12,7 +12,7 @@ from retention import statistics as st
 from retention.report._cells import FIRST, Arm, Cell
 from retention.report._read import STAGES, Opened
 from retention.report._words import Verdict
-from retention.statistics import survival
+from retention.statistics import matching, survival
 from retention.statistics.wording import p_value, told
 
 GAIN = {"task_accuracy": "accuracy", "task_loss": "nats/token"}
@@ -58,10 +58,12 @@ def kept(cells: Sequence[Cell], varied: Sequence[str], unmatched: Sequence[Verdi
     return Table(
         caption="Kept at the last step, of the facts right at step 0",
         head=(
-            *varied, "runs", "steps", "edited, kept", "intrinsic, kept", "edited − intrinsic", "verdict", "task gain",
+            *varied, "runs", "steps", "edited, kept", "intrinsic, kept", "edited − intrinsic, unmatched", "verdict",
+            "task gain",
         ),
         body=tuple(body), names=len(varied),
-        note="Share [95 % interval] (n facts; of the task gain, n runs).",
+        note=f"Share [95 % interval] (n facts; of the task gain, n runs). Edited − intrinsic is unmatched. "
+        f"{matching.SELECTION}",
     )  # fmt: skip
 
 
@@ -72,17 +74,18 @@ def fair(cells: Sequence[Cell], varied: Sequence[str], matched: Sequence[Verdict
         f = cell.fair
         body.append(
             (
-                *named(cell, varied), told(f.unmatched, f.states["unmatched"] or "-", signed=True),
-                told(f.matched.difference, f.states["matched"] or "-", signed=True),
-                told(f.regression, f.states["regression"], signed=True), found.told,
+                *named(cell, varied), told(f.matched.difference, f.states["matched"] or "-", signed=True), found.told,
+                told(f.regression, f.states["regression"], signed=True),
+                told(f.unmatched, f.states["unmatched"] or "-", signed=True),
             )
         )  # fmt: skip
     return Table(
         caption="Edited minus intrinsic, on equal terms",
-        head=(*varied, "unmatched", "matched (n pairs)", "regression", "verdict, matched"),
+        head=(*varied, "matched (n pairs)", "verdict, matched", "regression", "unmatched"),
         body=tuple(body), names=len(varied),
-        note="Matched: pairs within run and relation that start with nearly the same margin, answer length and "
-        "frequency. Regression: mean effect of being edited at equal margin, length and frequency.",
+        note="Matched: pairs within run and relation that start with nearly the same lead over the best other token, "
+        "answer length and frequency. Regression: mean effect of being edited at equal lead, length and frequency. "
+        f"Unmatched: {matching.SELECTION}",
     )  # fmt: skip
 
 

@@ -149,8 +149,8 @@ def _fair_sentence(matched: Sequence[Verdict]) -> str:
     tally, n = Counter(v.word for v in matched), len(matched)
     if tally[NONE] == n:
         reasons = ", ".join(dict.fromkeys(v.why for v in matched))
-        return f"Matched on where they start (margin, relation, answer length, frequency): no comparison, {reasons}."
-    against = "Against intrinsic facts that start as firmly (matched on margin, relation, answer length, frequency)"
+        return f"Matched on where they start (lead, relation, answer length, frequency): no comparison, {reasons}."
+    against = "Against intrinsic facts that start as firmly (matched on lead, relation, answer length, frequency)"
     told = [f"kept {word} {_where(tally[word], n)}{_size(matched, word)}" for word in (LESS, MORE) if tally[word]]
     unsure = tally[UNSURE] + tally[ONE_SEED]
     none = f"; {_where(tally[NONE], n)} no two facts match" if tally[NONE] else ""

@@ -1,7 +1,7 @@
 // What the page does: chooses points, draws them, finds facts. Sets text only, never markup from data.
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
-const METHODS = ["unmatched", "matched", "regression"];
+const METHODS = ["matched", "regression", "unmatched"];
 const METHOD_LOOK = { unmatched: ["#777777", "diamond"], matched: ["#D55E00", "circle"], regression: ["#0072B2", "square"] };
 const GROUP_ORDER = ["edited", "intrinsic", "neighbor", "same_subject", "control"];
 

@@ -1,8 +1,9 @@
 """Edited against intrinsic facts on equal terms: matched pairs, and a regression that says the same.
 
-Edits start with another margin than what a model learned, and a fact that starts near the brink falls first. So facts
-right at step 0 are paired within their run and relation, nearest in margin, answer length and frequency (optimal
-one-to-one assignment with a caliper); how equal the pairs are is told before and after. Reads tables of probe rows.
+Edits start with another lead over the best other token than what a model learned, and a fact that starts near the brink
+falls first. Intrinsic facts are moreover chosen by the very criterion that is read later: they begin just above it. So
+facts right at step 0 are paired within their run and relation, nearest in lead, answer length and frequency (optimal
+one-to-one assignment with a caliper); how equal the pairs are is shown before and after. Reads tables of probe rows.
 """
 
 from __future__ import annotations
@@ -22,11 +23,19 @@ from retention.statistics.paired import Comparison, compare_counts
 from retention.statistics.shares import Counts, difference
 
 COVARIATES = {  # name -> what it is
-    "margin": "log-probability of the answer minus that of its foil at step 0, nats",
+    "lead": "log-probability of the answer's weakest token minus that of the best other token, at step 0, nats",
     "length": "tokens of the answer",
     "frequency": "log of the statements in pretraining",
 }
-CALIPER = 0.25  # standard deviations of the margin (pooled over both groups) that a pair may differ by
+# Standard deviations of the lead (pooled over both groups) that a pair may differ by. Never widened: where fewer than
+# LEAST_PAIRS overlap there is no comparison.
+CALIPER = 0.25
+LEAST_PAIRS = 20
+IMPOSSIBLE = "no comparison possible"
+SELECTION = (
+    "Intrinsic facts are selected by the criterion that is read later and start just above it; edits are not. "
+    "With no true difference, this alone makes the unmatched difference +0.05 to +0.12."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +49,7 @@ class Matched:
     edited: int  # facts that could be matched
     intrinsic: int
     left_out: tuple[str, ...]  # covariates that the study does not have
+    state: str  # of the matched comparison: ok, or `IMPOSSIBLE` and why
 
 
 def fact_table(rows: pd.DataFrame, facts: pd.DataFrame | None, criterion: str, *, form: str = "direct") -> pd.DataFrame:
@@ -53,10 +63,10 @@ def fact_table(rows: pd.DataFrame, facts: pd.DataFrame | None, criterion: str, *
     end = part[(part["step"] == last) & (last > 0)].set_index(key)[criterion].dropna().astype(float).rename("kept")
     first = part[part["step"] == 0].set_index(key)
     first = first[first[criterion].fillna(False).astype(bool)]
-    found = first[["base_id", "logp_target", "logp_foil", "n_target_tokens"]].join(end, how="inner").reset_index()
-    found["margin"] = (found["logp_target"] - found["logp_foil"]).astype(float)
+    found = first[["base_id", "lead", "n_target_tokens"]].join(end, how="inner").reset_index()
+    found["lead"] = found["lead"].astype(float)
     found["length"] = found["n_target_tokens"].astype(float)
-    by = found.groupby(["run_id", "base_id", "group", "fact_id"], as_index=False)[["kept", "margin", "length"]].mean()
+    by = found.groupby(["run_id", "base_id", "group", "fact_id"], as_index=False)[["kept", "lead", "length"]].mean()
     by["edited"] = (by["group"] == "edited").astype(float)
     if facts is None:
         return by.assign(relation="", frequency=np.nan)
@@ -68,52 +78,82 @@ def fact_table(rows: pd.DataFrame, facts: pd.DataFrame | None, criterion: str, *
 
 
 def matched(table: pd.DataFrame, *, caliper: float = CALIPER) -> Matched:
-    """Pair the edited facts of `fact_table` with intrinsic ones, and compare."""
+    """Pair the edited facts of `fact_table` with intrinsic ones, and compare.
+
+    Fewer than LEAST_PAIRS pairs over all runs give no comparison: `matched` is then that of no pairs, and `state` says
+    why.
+    """
     used = _used(table)
-    sd = {name: _pooled_sd(table, name) for name in used}
     at = pairs(table, caliper=caliper)
-    first, second = (table.iloc[at[:, k]] for k in (0, 1))
-    runs = tuple(sorted(table["run_id"].unique()))
-
-    def counts_of(part: pd.DataFrame) -> Counts:
-        at = np.searchsorted(runs, part["run_id"].to_numpy(str)) if len(part) else np.zeros(0, int)
-        return Counts(runs=runs, run=at, fact=part["fact_id"].to_numpy(object), right=part["kept"].to_numpy(float))
-
-    one, two = table[table["edited"] == 1], table[table["edited"] == 0]
+    state = _impossible(table) or _too_few(len(at))
+    compared = at[:0] if state else at
+    edited = table["edited"].to_numpy() == 1
+    one, two, first, second = (
+        counts_of(table, i) for i in (np.flatnonzero(edited), np.flatnonzero(~edited), compared[:, 0], compared[:, 1])
+    )
     lines = []
     for name in used:
-        before, after = one[name].mean() - two[name].mean(), first[name].mean() - second[name].mean()
-        lines.append(
-            {"covariate": name, "edited": one[name].mean(), "intrinsic": two[name].mean(), "before": before / sd[name]}
-            | {"after": after / sd[name] if len(at) else np.nan}
-        )
+        values, sd = table[name].to_numpy(float), _pooled_sd(table, name)
+        means = [float(v.mean()) if len(v) else np.nan for v in (values[edited], values[~edited])]
+        after = float((values[at[:, 0]] - values[at[:, 1]]).mean()) / sd if len(at) else np.nan
+        lines.append([name, *means, (means[0] - means[1]) / sd, after])
     return Matched(
-        unmatched=difference(counts_of(one), counts_of(two)),
-        matched=compare_counts(counts_of(first), counts_of(second)),
+        unmatched=difference(one, two),
+        matched=compare_counts(first, second),
         pairs=at,
         balance=pd.DataFrame(lines, columns=["covariate", "edited", "intrinsic", "before", "after"]),
-        edited=len(one),
-        intrinsic=len(two),
+        edited=int(edited.sum()),
+        intrinsic=int((~edited).sum()),
         left_out=tuple(name for name in COVARIATES if name not in used),
+        state=state or "ok",
     )
+
+
+def counts_of(table: pd.DataFrame, which: np.ndarray) -> Counts:
+    """The facts at these positions of a `fact_table`, over all its runs."""
+    runs, run = np.unique(table["run_id"].to_numpy(str), return_inverse=True)
+    fact, kept = table["fact_id"].to_numpy(object), table["kept"].to_numpy(float)
+    return Counts(runs=tuple(runs), run=run[which], fact=fact[which], right=kept[which])
+
+
+def _impossible(table: pd.DataFrame) -> str:
+    """Why no facts can be compared on equal terms; empty where they can."""
+    for value, name in ((1, "edited"), (0, "intrinsic")):
+        if not (table["edited"] == value).any():
+            return f"{IMPOSSIBLE}: no {name} fact is right at step 0"
+    if table["lead"].isna().any():
+        return f"{IMPOSSIBLE}: the lead was not read (no probe score, or rows of an older version)"
+    return ""
+
+
+def _too_few(n: int) -> str:
+    if n >= LEAST_PAIRS:
+        return ""
+    return f"{IMPOSSIBLE}: {n} pairs of facts start alike, fewer than {LEAST_PAIRS}"
 
 
 def pairs(table: pd.DataFrame, *, caliper: float = CALIPER) -> np.ndarray:
     """[pairs, 2]: positions in the table of an edited fact and of the intrinsic one that it is matched with.
 
-    As many pairs as the caliper allows within each run and relation, of these the nearest.
+    As many pairs as the caliper allows within each run and relation, of these the nearest. None where a lead is NaN.
     """
+    if table.empty or table["lead"].isna().any():
+        return np.zeros((0, 2), int)
     used = _used(table)
     values = {name: table[name].to_numpy(float) / _pooled_sd(table, name) for name in used}
     edited = table["edited"].to_numpy() == 1
+    block = np.unique(table["run_id"].to_numpy(str), return_inverse=True)[1]
+    relations, relation = np.unique(table["relation"].to_numpy(str), return_inverse=True)
+    block = block * len(relations) + relation
+    order = np.argsort(block, kind="stable")
     found = [np.zeros((0, 2), int)]
-    for members in table.groupby(["run_id", "relation"]).indices.values():
+    for members in np.split(order, np.flatnonzero(np.diff(block[order])) + 1):
         one, two = members[edited[members]], members[~edited[members]]
         if not len(one) or not len(two):
             continue
-        apart = [np.abs(np.subtract.outer(values[name][one], values[name][two])) for name in used]
-        cost = np.sum(np.square(apart), axis=0) if apart else np.zeros((len(one), len(two)))
-        far = apart[used.index("margin")] > caliper if "margin" in used else np.zeros(cost.shape, bool)
+        apart = {name: v[one][:, None] - v[two] for name, v in values.items()}
+        cost = sum((d * d for d in apart.values()), np.zeros((len(one), len(two))))
+        far = np.abs(apart["lead"]) > caliper if "lead" in apart else np.zeros(cost.shape, bool)
         i, j = linear_sum_assignment(np.where(far, 1e6, cost))
         near = ~far[i, j]
         found.append(np.stack([one[i[near]], two[j[near]]], axis=1))
@@ -136,7 +176,7 @@ def _pooled_sd(table: pd.DataFrame, name: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Regressed:
-    """Logistic regression of being kept on group and margin. Numbers are None where `state` says why there are none."""
+    """Logistic regression of being kept on group and lead. Numbers are None where `state` says why there are none."""
 
     difference: Estimate | None  # average marginal effect of being edited, in shares; n = facts
     log_odds: float | None  # coefficient of edited
@@ -157,10 +197,10 @@ def regression(table: pd.DataFrame) -> Regressed:
     def none(state: str) -> Regressed:
         return Regressed(difference=None, log_odds=None, p=None, clusters=0, state=state)
 
+    if impossible := _impossible(table):
+        return none(impossible)
     for value, name in ((1, "edited"), (0, "intrinsic")):
         kept = table.loc[table["edited"] == value, "kept"]
-        if kept.empty:
-            return none(f"no {name} fact is right at step 0")
         if kept.min() == kept.max():
             return none(f"all {name} facts are {'kept' if kept.min() == 1 else 'lost'}: log-odds are infinite")
     x = table[["edited"]].astype(float).assign(const=1.0)

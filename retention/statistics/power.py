@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.power import TTestPower
 
-from retention.statistics.paired import compare, context_columns, pair_runs, paired_questions
-from retention.statistics.shares import Counts, asked, counts
+from retention.statistics import matching
+from retention.statistics.paired import Comparison, compare, context_columns, pair_runs, paired_questions
+from retention.statistics.shares import asked
 from retention.types import UserError
 
 SEEDS = range(3, 201)
@@ -22,7 +23,7 @@ FACTS = (10, 25, 50, 100, 200, 400)
 class Needed:
     """Seeds needed with a number of facts, for a power of `chance` at the 5 % level (two-sided, paired over seeds)."""
 
-    facts: int  # a group and seed
+    facts: int  # edited facts a seed; between arms, facts of the group
     seeds: int | None  # None: more than SEEDS ends with
     standard_error: float | None  # of the difference with so many
 
@@ -33,9 +34,9 @@ class Power:
 
     difference: float  # to be seen, in shares
     between: float  # variance of the difference between seeds, beyond what its facts explain
-    within: float  # variance that one fact (of each group, or in both arms) adds: divided by facts and seeds
+    within: float  # variance that one fact adds (its pair's; of those without a partner none): divided by facts, seeds
     pilot_seeds: int
-    pilot_facts: float  # a seed, harmonic mean; of two groups the fewer
+    pilot_facts: float  # a seed, harmonic mean
     needed: tuple[Needed, ...]
     state: str
 
@@ -44,24 +45,27 @@ def power(
     rows: pd.DataFrame,
     difference: float,
     *,
+    known: pd.DataFrame | None = None,
     criterion: str = "all_correct",
     form: str = "direct",
     facts: Sequence[int] = FACTS,
     chance: float = 0.8,
 ) -> Power:
-    """Seeds needed to see `difference` (share of edited minus share of intrinsic facts kept), by number of facts.
+    """Seeds needed to see `difference` (edited minus intrinsic, matched on the lead), by number of edited facts.
 
-    rows: one cell of the pilot (runs that differ in their seeds alone). Raises UserError for a difference outside
-    (0, 1], a power outside (0, 1), or a pilot without a fact of both groups.
+    rows: one cell of the pilot (runs that differ in their seeds alone). known: as `retention.load(path, "facts")`, for
+    relations and frequencies. As many of the edited facts find a partner as in the pilot. Raises UserError for a
+    difference outside (0, 1], a power outside (0, 1), or a pilot without a matched comparison.
     """
-    edited, intrinsic = (counts(rows, group, None, criterion, form=form) for group in ("edited", "intrinsic"))
-    seeds = np.flatnonzero((edited.possible > 0) & (intrinsic.possible > 0))
-    if len(seeds) == 0:
-        raise UserError("power: no run of the pilot has an edited and an intrinsic fact right at step 0")
-    n = np.stack([c.possible[seeds] for c in (edited, intrinsic)])
-    p = np.stack([c.kept[seeds] for c in (edited, intrinsic)]) / n
-    one = [_binomial(c) for c in (edited, intrinsic)]
-    return _planned(p[0] - p[1], one[0] / n[0] + one[1] / n[1], sum(one), n.min(axis=0), difference, facts, chance)
+    table = matching.fact_table(rows, known, criterion, form=form)
+    found = matching.matched(table)
+    if found.state != "ok":
+        raise UserError(f"power: {found.state}")
+    kept, at = table["kept"].to_numpy(float), found.pairs
+    d = pd.Series(kept[at[:, 0]] - kept[at[:, 1]]).groupby(table["run_id"].to_numpy(str)[at[:, 0]])
+    n, partnered = d.size().to_numpy(), len(at) / found.edited
+    within = _of_pairs(found.matched, len(at))
+    return _planned(d.mean().to_numpy(), within / n, within / partnered, n / partnered, difference, facts, chance)
 
 
 def paired_power(
@@ -77,10 +81,7 @@ def paired_power(
     d = (found["end"].astype(float) - found["end_base"].astype(float)).groupby([found["run_id"], found["fact_id"]])
     of_runs = d.mean().groupby(level="run_id")
     n = of_runs.size().to_numpy()
-    changed = compare(paired)
-    # A pair that differs one way and one the other way are added, as in the interval: no arm is certain.
-    more, less = ((k + 1) / (n.sum() + 2) for k in (changed.more, changed.less))
-    within = float(more + less - (more - less) ** 2)
+    within = _of_pairs(compare(paired), int(n.sum()))
     return _planned(of_runs.mean().to_numpy(), within / n, within, n, difference, facts, chance)
 
 
@@ -126,10 +127,10 @@ def _planned(
     )  # fmt: skip
 
 
-def _binomial(c: Counts) -> float:
-    """Variance of one fact, from the share shrunk by one half fact so that it is never zero."""
-    p = (c.right.sum() + 0.5) / (len(c.right) + 1)
-    return float(p * (1 - p))
+def _of_pairs(found: Comparison, n: int) -> float:
+    """Variance of one pair's difference; two pairs, one each way, are added, so that none is certain."""
+    more, less = ((k + 1) / (n + 2) for k in (found.more, found.less))
+    return float(more + less - (more - less) ** 2)
 
 
 def plans(
@@ -137,6 +138,7 @@ def plans(
     difference: float,
     *,
     columns: Sequence[str],
+    known: pd.DataFrame | None = None,
     criterion: str = "all_correct",
     form: str = "direct",
     facts: Sequence[int] = FACTS,
@@ -147,7 +149,7 @@ def plans(
     for key, cell in rows.groupby(list(columns), observed=True, sort=True):
         named = dict(zip(columns, map(str, key), strict=True))
         with _told_of(named, lines):
-            plan = power(cell, difference, criterion=criterion, form=form, facts=facts, chance=chance)
+            plan = power(cell, difference, known=known, criterion=criterion, form=form, facts=facts, chance=chance)
             lines.append({**named, **_line(plan)})
     return _table(lines, columns, "editor", facts)
 

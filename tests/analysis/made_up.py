@@ -20,12 +20,13 @@ def tables(
     right_at_0: float = 0.95,
     kept: float | None = None,  # share kept at every later step; None: a law by margin and mitigation
     axis: dict[str, float] | None = None,  # mitigations -> value of a further axis, tune.steps
+    many: int = 1,  # so many times the facts
 ) -> dict[str, pd.DataFrame]:
     """rows, runs, scores and facts, as `retention.load` gives them; 12 edited and 20 intrinsic facts a run."""
     rows, runs, scores, facts = [], [], [], []
     for seed in seeds:
         rng = np.random.default_rng([5, seed])
-        own = {group: (12 if group == "edited" else 20) for group in groups}
+        own = {group: (12 if group == "edited" else 20) * many for group in groups}
         names = {g: [f"{g} {seed} {i}" for i in range(n)] for g, n in own.items()}
         margins = {g: rng.normal(6 if g == "edited" else 4.5, 1.5, n) for g, n in own.items()}
         facts += [
@@ -51,6 +52,7 @@ def tables(
                             rows.append(
                                 key | {"run_id": run, "edit_id": f"{editor}{seed}", "base_id": f"b{seed}", "group": g}
                                 | {"form": "direct", "step": step, "tokens_seen": 100 * step, "fact_id": name}
+                                | {"lead": margins[g][i] if step == 0 else -1.0}
                                 | {"question_id": f"q {name}", "logp_target": -1.0, "n_target_tokens": 1 + i % 2}
                                 | {"logp_foil": -1.0 - margins[g][i] * (1 if step == 0 else 0.5), "all_correct": right}
                                 | {"first_correct": right, "prefers_target": right, "gen_exact": None}

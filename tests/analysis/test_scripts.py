@@ -21,7 +21,7 @@ from tests.analysis.made_up import tables
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
     "pareto", "mitigations", "survival", "forest", "half_life", "fact_map", "fates", "weights", "forgetting_curves",
-    "summary",
+    "summary", "by_lead",
 )  # fmt: skip
 ODD: dict[str, dict[str, Any]] = {
     "usual": {},

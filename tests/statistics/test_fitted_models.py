@@ -8,7 +8,7 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats
 
-from retention.statistics import laws, matching, survival
+from retention.statistics import by_lead, laws, matching, survival
 from retention.statistics.dose import dose_response
 from retention.statistics.fates import by_criteria, fates
 from retention.statistics.paired import pair_runs, paired_questions
@@ -130,20 +130,20 @@ def test_laws_are_found_and_what_is_not_identified_is_said():
 
 
 def table(rng: np.random.Generator, runs: int = 4) -> pd.DataFrame:
-    """Margins differ between the groups, and whether a fact is kept depends on the margin alone."""
+    """Leads differ between the groups, and whether a fact is kept depends on the lead alone."""
     n = 150 * runs
     edited = np.tile(np.repeat([1.0, 0.0], [50, 100]), runs)
-    margin = 4.5 + 2 * edited + 2 * rng.standard_normal(n)
+    lead = 4.5 + 2 * edited + 2 * rng.standard_normal(n)
     return pd.DataFrame(
         {"run_id": np.repeat(np.arange(runs), 150).astype(str), "fact_id": np.arange(n).astype(str), "edited": edited}
-        | {"kept": (rng.random(n) < 1 / (1 + np.exp(1 - 0.5 * margin))).astype(float), "margin": margin}
+        | {"kept": (rng.random(n) < 1 / (1 + np.exp(1 - 0.5 * lead))).astype(float), "lead": lead}
         | {"length": 1.0, "frequency": np.nan, "relation": rng.integers(0, 3, n).astype(str)}
     )
 
 
-def test_matching_takes_away_what_the_margin_explains():
+def test_matching_takes_away_what_the_lead_explains():
     found = matching.matched(table(np.random.default_rng(3)))
-    balance = found.balance.set_index("covariate").loc["margin"]
+    balance = found.balance.set_index("covariate").loc["lead"]
     assert found.left_out == ("length", "frequency")
     assert balance["before"] > 0.8
     assert abs(balance["after"]) < 0.08
@@ -164,17 +164,47 @@ def test_pairs_are_nearest_within_run_and_relation():
             ("b", "e2", 1, 1, 7.0, "s"),
             ("b", "i4", 0, 1, 7.0, "r"),
         ],
-        columns=["run_id", "fact_id", "edited", "kept", "margin", "relation"],
+        columns=["run_id", "fact_id", "edited", "kept", "lead", "relation"],
     ).assign(length=1.0, frequency=np.nan)
+    assert matching.pairs(small).tolist() == [[0, 1]]  # e1 and i1 only
     found = matching.matched(small)
-    assert found.matched.difference is not None
-    assert (found.matched.difference.n, found.matched.difference.value) == (1, 1.0)  # e1 and i1 alone
+    assert found.matched.difference is None
+    assert found.state == "no comparison possible: 1 pairs of facts start alike, fewer than 20"
+    assert len(found.pairs) == 1
+
+
+def test_where_few_facts_overlap_there_is_no_comparison_and_no_wider_caliper():
+    rng = np.random.default_rng(5)
+    apart = table(rng, runs=1)
+    apart["lead"] += 9 * apart["edited"]  # edits start beyond nearly all that the model knew
+    few = matching.matched(apart)
+    assert len(few.pairs) < 20
+    assert (few.matched.difference, few.matched.p_facts) == (None, None)
+    assert few.state.startswith("no comparison possible: ")
+    lead = table(rng, runs=4)
+    for made in (apart, lead):
+        at = matching.pairs(made)
+        values = made["lead"].to_numpy()
+        sd = np.sqrt(np.mean([made.loc[made["edited"] == g, "lead"].var() for g in (0, 1)]))
+        assert (np.abs(values[at[:, 0]] - values[at[:, 1]]) <= matching.CALIPER * sd + 1e-12).all()
+    assert matching.matched(lead).state == "ok"
+    for unread in (lead.assign(lead=np.nan), lead.assign(lead=lead["lead"].where(lead.index > 0))):
+        assert "the lead was not read" in matching.matched(unread).state
+        assert "the lead was not read" in matching.regression(unread).state
+        assert matching.matched(unread).unmatched is not None
+
+
+def test_a_margin_over_the_foil_that_tells_nothing_of_the_lead_moves_nothing():
+    made = tables(editors=("rome",), mitigations=("none",), seeds=(0, 1, 2))
+    before = matching.fact_table(made["rows"], made["facts"], "all_correct")
+    rows = made["rows"].assign(logp_foil=np.random.default_rng(0).normal(size=len(made["rows"])))
+    pd.testing.assert_frame_equal(matching.fact_table(rows, made["facts"], "all_correct"), before)
 
 
 def test_the_regression_has_statsmodels_coefficient_and_sees_no_difference():
     made = table(np.random.default_rng(4))
     found = matching.regression(made)
-    z = (made["margin"] - made["margin"].mean()) / made["margin"].std()
+    z = (made["lead"] - made["lead"].mean()) / made["lead"].std()
     x = np.column_stack([made["edited"], np.ones(len(made)), z])
     fit = sm.GLM(made["kept"], x, family=sm.families.Binomial()).fit()
     assert found.state == "ok"
@@ -189,6 +219,33 @@ def test_the_regression_has_statsmodels_coefficient_and_sees_no_difference():
     assert "no edited fact" in matching.regression(made[made["edited"] == 0]).state
 
 
+def test_retention_by_lead_is_a_curve_of_each_group_and_their_gap():
+    rng = np.random.default_rng(6)
+    n = 4000
+    made = pd.DataFrame(
+        {"run_id": np.repeat(["a", "b"], n // 2), "fact_id": np.arange(n).astype(str), "edited": np.arange(n) % 2.0}
+        | {"lead": rng.uniform(0, 10, n), "relation": "", "length": 1.0, "frequency": np.nan}
+    )
+    chance = 0.1 + 0.06 * made["lead"] + 0.2 * made["edited"]
+    made["kept"] = (rng.random(n) < chance).astype(float)
+    found = by_lead.by_lead(made)
+    assert len(found) == by_lead.BINS
+    assert (found[0].low, found[-1].high) == (made["lead"].min(), made["lead"].max())
+    assert [a.high for a in found[:-1]] == [b.low for b in found[1:]]
+    for one in found:
+        inside = made[(made["lead"] > one.low - 1e-12) & (made["lead"] <= one.high)]
+        kept = inside.groupby("edited")["kept"].agg(["mean", "size"])
+        for group, value in (("edited", one.edited), ("intrinsic", one.intrinsic)):
+            line = kept.loc[float(group == "edited")]
+            assert (value.value, value.n) == (pytest.approx(line["mean"], abs=2e-3), pytest.approx(line["size"], abs=1))
+        assert one.gap.low < 0.2 < one.gap.high
+    assert by_lead.by_lead(made.assign(lead=np.nan)) == []
+    same = by_lead.by_lead(made.assign(lead=3.0))
+    assert [one.gap.n for one in same] == [n // 2]
+    one_group = by_lead.by_lead(made[made["edited"] == 1])
+    assert all(one.gap is None and one.intrinsic is None and one.edited is not None for one in one_group)
+
+
 def test_facts_are_described_where_they_start():
     made = tables(editors=("rome",), mitigations=("none",), seeds=(0,))
     found = matching.fact_table(made["rows"], made["facts"], "all_correct")
@@ -196,7 +253,7 @@ def test_facts_are_described_where_they_start():
     first = rows[(rows["step"] == 0) & rows["all_correct"]].set_index("fact_id")
     assert set(found["fact_id"]) == set(first.index)
     one = found.set_index("fact_id").iloc[0]
-    assert one["margin"] == pytest.approx(float((first["logp_target"] - first["logp_foil"])[one.name]), rel=1e-5)
+    assert one["lead"] == pytest.approx(float(first["lead"][one.name]), rel=1e-5)
     exposures = made["facts"].set_index("fact_id")["exposures"]
     assert one["frequency"] == pytest.approx(np.log(exposures[one.name]))
 
@@ -222,16 +279,19 @@ def test_power_grows_with_facts_and_difference():
     assert near is not None
     assert far is not None
     assert near > far
-    one = power(rows[rows["seed"] == 0], 0.2, facts=(10, 100, 400, 1000))
+    single = tables(editors=("rome",), mitigations=("none",), seeds=(0,), many=8)["rows"]
+    one = power(single, 0.2, facts=(10, 100, 400, 4000))
     assert one.state.startswith("one seed")
-    assert [n.seeds for n in one.needed][-2:] == [3, 3]
+    assert one.needed[-1].seeds == 3
+    with pytest.raises(UserError, match=r"no comparison possible: \d+ pairs of facts start alike, fewer than 20"):
+        power(rows[rows["seed"] == 0], 0.2)
     with pytest.raises(UserError, match=r"between 0 and 1, such as 0.1; got 10"):
         power(rows, 10)
     with pytest.raises(UserError, match=r"probability between 0 and 1, such as 0.8; got 80"):
         power(rows, 0.1, chance=80)
     with pytest.raises(UserError, match=r"numbers of facts, such as 50; got 0"):
         power(rows, 0.1, facts=(0,))
-    with pytest.raises(UserError, match="no run of the pilot has an edited and an intrinsic fact"):
+    with pytest.raises(UserError, match="power: no comparison possible: no intrinsic fact is right at step 0"):
         power(rows[rows["group"] == "edited"], 0.1)
 
 
@@ -247,6 +307,7 @@ def test_so_many_seeds_see_the_difference_as_often_as_promised():
     for group, right in zip(("edited", "intrinsic"), kept, strict=True):
         names = {"run_id": np.repeat(np.arange(1500), 40).astype(str), "group": group, "form": "direct"}
         names |= {"fact_id": np.arange(60000).astype(str), "question_id": np.arange(60000).astype(str)}
+        names |= {"base_id": "b", "lead": 3.0, "n_target_tokens": 1}
         parts.append(pd.DataFrame(names | {"step": 0, "all_correct": True}))
         parts.append(pd.DataFrame(names | {"step": 9, "all_correct": right.ravel()}))
     plan = power(pd.concat(parts), 0.1, facts=(40,))
