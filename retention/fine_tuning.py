@@ -30,7 +30,7 @@ from retention.ids import base_id, edit_id, model_id, names, run_id
 from retention.interrupts import held_back
 from retention.launch import launched, start
 from retention.mitigations import Mitigation, Scene, mixed_rows
-from retention.models import Loaded, anatomy
+from retention.models import Loaded, anatomy, max_positions
 from retention.probes import Prepared, read_all
 from retention.probes.ability import Heldout, heldout
 from retention.relearn import chosen, relearn
@@ -40,8 +40,9 @@ from retention.soft_prompt import prompted
 from retention.stages import Bench, applied, drawn_facts, drop_if_empty, finite, load, paired, where
 from retention.store import SCORES, Keys, read_readings, table_of, write_json, write_readings, write_table
 from retention.study import Run, Tune
-from retention.trainer_fields import rows_needed
+from retention.trainer_fields import arguments_of, rows_needed
 from retention.trainers import micro_batches
+from retention.training_rows import training_rows
 from retention.types import STEP_BASE, STEP_EDITED, Delta, Fact, TaskRows, UserError
 from retention.weight_diagnostics import Diagnostics
 
@@ -114,7 +115,7 @@ def _tune(run: Run, bench: Bench, split: int) -> None:
         rows_needed=None,
         names=frozenset(name for name, _ in loaded.model.named_parameters()),
     )
-    tasks, sources = _tasks(run, scene)
+    tasks, sources = _tasks(run, scene, max_positions(loaded.model))
     with (
         held_back() as signals,
         bench.store.publishing("runs", key, resume=True) as folder,
@@ -180,7 +181,7 @@ def _tune(run: Run, bench: Bench, split: int) -> None:
         write_json(folder / "run.json", finite(record) | where())
 
 
-def _tasks(run: Run, scene: Scene) -> tuple[list[TaskRows], list[dict[str, Any]]]:
+def _tasks(run: Run, scene: Scene, positions: int | None) -> tuple[list[TaskRows], list[dict[str, Any]]]:
     """Each fine-tune's rows after the leakage filter, and what was counted and left out on the way to them."""
     tasks: list[TaskRows] = []
     sources: list[dict[str, Any]] = []
@@ -200,6 +201,13 @@ def _tasks(run: Run, scene: Scene) -> tuple[list[TaskRows], list[dict[str, Any]]
         if len(train) < len(task.train):
             sources[i]["dropped"]["held_out_of_another_tune"] = len(task.train) - len(train)
             tasks[i] = replace(task, train=train)
+        t = run.settings.tunes[i]
+        objective = t.objective or run.settings.objective
+        arguments = arguments_of(objective, t.trainer)
+        fitted = training_rows(tasks[i].train, objective, scene.tokenizer, arguments, chat=t.chat, positions=positions)
+        fitted.counts.refuse(t.min_share, arguments["max_length"])
+        sources[i]["tokens"] = asdict(fitted.counts)
+        tasks[i] = replace(tasks[i], train=tuple(fitted.source))
     return tasks, sources
 
 

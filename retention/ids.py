@@ -175,7 +175,7 @@ def _settings(dump: dict[str, Any]) -> dict[str, Any]:
 def _tune(t: Tune, s: Settings) -> dict[str, Any]:
     """One fine-tune, with the objective and the adapter that it has from the run where it names none."""
     objective, adapter = t.objective or s.objective, t.adapter or s.adapter
-    own = t.model_dump(mode="json", exclude={"trainer", "objective", "adapter"})
+    own = t.model_dump(mode="json", exclude={"trainer", "objective", "adapter", "min_share"})
     return {
         **_settings(own),
         "objective": objective.model_dump(mode="json"),

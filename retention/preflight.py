@@ -26,6 +26,8 @@ from retention.objectives import Objective, Sft
 from retention.presets import choice, remark, set_aside, settle
 from retention.study import Run, Study, Tune
 from retention.tokens import turn
+from retention.trainer_fields import arguments_of
+from retention.training_rows import RowCounts, training_rows
 from retention.types import Delta, UserError
 
 WITHOUT_UPDATE = ("identity", "ptuning")  # editors that change no weight
@@ -110,11 +112,34 @@ def remarks(study: Study) -> list[str]:
         if mitigation.needs_edit and run.settings.editor.name in WITHOUT_UPDATE
     }
     unlike = [f"{study.name}: editor: {line}" for line in from_presets(study, exact=False)]
-    return unlike + [
-        f"{study.name}: mitigations: {name} acts on what the edit changed, and editor {editor} changes no weight: "
-        f"there it does nothing{instead}"
-        for editor, name, instead in sorted(idle)
-    ]
+    return (
+        _cuts(study)
+        + unlike
+        + [
+            f"{study.name}: mitigations: {name} acts on what the edit changed, and editor {editor} changes no weight: "
+            f"there it does nothing{instead}"
+            for editor, name, instead in sorted(idle)
+        ]
+    )
+
+
+def _cuts(study: Study) -> list[str]:
+    """Rows that max_length cuts off or leaves out: for each task once, of the first seed."""
+    said: dict[str, str | None] = {}
+    for run in study.runs:
+        for t in run.settings.tunes if isinstance(run.settings.model, HubModel) else ():
+            objective = t.objective or run.settings.objective
+            parts = [run.settings.model.name, t.model_dump(mode="json"), objective.model_dump(mode="json")]
+            if (task := json.dumps(parts)) in said:
+                continue
+            try:
+                counts = _data(run, t, objective)
+            except UserError:  # `examine` reports it
+                counts = None
+            told = None if counts is None else counts.told(arguments_of(objective, t.trainer)["max_length"])
+            where = f"{study.name}: tune.data: {t.data.name}, {objective.name}, seed {run.settings.seed}"
+            said[task] = told and f"{where}: {told}"
+    return [line for line in said.values() if line]
 
 
 def _checks(run: Run) -> Iterator[tuple[str, Any]]:
@@ -161,7 +186,7 @@ def _checks(run: Run) -> Iterator[tuple[str, Any]]:
             lambda objective=objective: _length(objective, config_of(s.model)),
         )
         yield (
-            "data" + json.dumps([dump["model"], data, objective.name, s.seed]),
+            "data" + json.dumps([dump["model"], data, objective.model_dump(mode="json"), t.trainer, t.chat, s.seed]),
             lambda t=t, objective=objective: _data(run, t, objective),
         )
 
@@ -276,12 +301,21 @@ def _corpus_of_model(model: Any, who: str, why: str = "like those of pretraining
         )
 
 
-def _data(run: Run, tune: Tune, objective: Objective) -> None:
-    rows = rows_of(tune.data, run.settings.model, run.settings.seed)
+def _data(run: Run, tune: Tune, objective: Objective) -> RowCounts | None:
+    """The task's rows can be trained on. Returns how many the limit of tokens cuts; None where nobody can know yet."""
+    model = run.settings.model
+    rows = rows_of(tune.data, model, run.settings.seed)
     if not rows.train:
         raise UserError(f"tune.data: {tune.data.name} gives no rows to train on")
     objective.check(rows.train[0])
-    if isinstance(objective, Sft) and objective.assistant_only:
-        model = run.settings.model
-        folder = resolve(model.name, model.revision) if isinstance(model, HubModel) else None
-        objective.check_tokenizer(_CHATLESS if folder is None else tokenizer_of(folder))
+    if not isinstance(model, HubModel):  # its tokenizer is made with it
+        if isinstance(objective, Sft) and objective.assistant_only:
+            objective.check_tokenizer(_CHATLESS)
+        return None
+    tokenizer = tokenizer_of(resolve(model.name, model.revision))
+    objective.check_tokenizer(tokenizer)
+    arguments = arguments_of(objective, tune.trainer)
+    limit = getattr(config_of(model).get_text_config(), "max_position_embeddings", None)
+    found = training_rows(rows.train, objective, tokenizer, arguments, chat=tune.chat, positions=limit)
+    found.counts.refuse(tune.min_share, arguments["max_length"])
+    return found.counts

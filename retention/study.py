@@ -100,14 +100,18 @@ class Tune(BaseModel):
     adapter: AnyAdapter | None = Field(None, description="of this fine-tune; left out, the run's")
     chat: bool = Field(
         False,
-        description="rows are turns of a chat, by the tokenizer's template: prompts the user's, completions replies",
+        description="rows are conversations, by the tokenizer's template: their messages, or prompt and completion",
+    )
+    min_share: float = Field(
+        0.9, ge=0, le=1, description="refuse if max_length leaves a smaller share of the rows to train on"
     )
 
     @model_serializer(mode="wrap")
     def _without_idle(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `chat` where it is off: it is younger than stored results, and keys stay."""
+        """Without what is at its default and younger than stored results: keys stay."""
         found: dict[str, Any] = dump(self)
-        return {k: v for k, v in found.items() if k != "chat" or v}
+        idle = {"chat": False, "min_share": 0.9}
+        return {k: v for k, v in found.items() if k not in idle or v != idle[k]}
 
     @model_validator(mode="after")
     def _one_budget(self) -> Tune:

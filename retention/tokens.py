@@ -6,9 +6,11 @@ merges across the border of prompt and answer cannot shift them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from retention.chats import ASSISTANT, Message, rendered
 from retention.types import UserError
 
 if TYPE_CHECKING:
@@ -50,24 +52,33 @@ def turn(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
     With the BOS token if the template writes one: it is to be encoded as it is, as trl does for training. Raises
     UserError if there is no template.
     """
-    if not tokenizer.chat_template:
-        raise UserError(
-            "chat: this model's tokenizer has no chat template; use a model that was trained to chat, or chat: false"
-        )
-    asked = [{"role": "user", "content": text.strip()}]
-    return str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+    return rendered(tokenizer, [_user(text)], asks=True)
 
 
-def _replied(tokenizer: PreTrainedTokenizerFast, text: str, asked: str, answer: str) -> str:
-    """`asked`, the text's turn, and the answer after the white space, or none, that the template puts before replies.
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text.strip()}
 
-    With one space, as elsewhere, where the template writes a reply otherwise than it asks for one.
+
+def encode_turns(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], *, tools: Any = None) -> Encoded:
+    """Encode a conversation up to the text of its last message, the answer, as the tokenizer's chat template writes it.
+
+    The answer follows the white space, or none, that the template puts before replies; one space, as elsewhere, where
+    it writes a reply otherwise than it asks for one.
     """
-    answer = answer.strip()
-    turns = [{"role": "user", "content": text.strip()}, {"role": "assistant", "content": answer}]
-    whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    gap, found, _ = whole.removeprefix(asked).partition(answer)
-    return asked + gap + answer if whole.startswith(asked) and found and not gap.strip() else join(asked, answer)
+    answer = str(messages[-1].get("content") or "").strip()
+    said = [*messages[:-1], {**messages[-1], "content": answer}]
+    asked = rendered(tokenizer, said[:-1], asks=True, tools=tools)
+    whole = rendered(tokenizer, said, tools=tools)
+    gap, found, _ = whole.removeprefix(asked).partition(answer or "\n")
+    text = asked + gap + answer if whole.startswith(asked) and found and not gap.strip() else join(asked, answer)
+    return _answered(tokenizer, text, len(asked), special=False)
+
+
+def _answered(tokenizer: PreTrainedTokenizerFast, text: str, border: int, *, special: bool) -> Encoded:
+    ids, offsets = _encode(tokenizer, text, special=special)
+    start = next((i for i, (a, b) in enumerate(offsets) if b > border and b > a), len(ids))
+    # A token that is only the space between the two belongs to the prompt's side of nothing: count it with the answer.
+    return Encoded(ids=tuple(ids), answer_start=start)
 
 
 def encode(
@@ -77,15 +88,12 @@ def encode(
 
     chat: the prompt is a user's turn, the answer the reply, as the tokenizer's chat template writes them.
     """
-    text, prompt = prompt, turn(tokenizer, prompt) if chat else prompt
+    if chat and answer is not None:
+        return encode_turns(tokenizer, [_user(prompt), {"role": ASSISTANT, "content": answer}])
     if answer is None:
-        ids, _ = _encode(tokenizer, prompt, special=not chat)
+        ids, _ = _encode(tokenizer, turn(tokenizer, prompt) if chat else prompt, special=not chat)
         return Encoded(ids=tuple(ids), answer_start=len(ids))
-    whole = _replied(tokenizer, text, prompt, answer) if chat else join(prompt, answer)
-    ids, offsets = _encode(tokenizer, whole, special=not chat)
-    start = next((i for i, (a, b) in enumerate(offsets) if b > len(prompt) and b > a), len(ids))
-    # A token that is only the space between the two belongs to the prompt's side of nothing: count it with the answer.
-    return Encoded(ids=tuple(ids), answer_start=start)
+    return _answered(tokenizer, join(prompt, answer), len(prompt), special=True)
 
 
 def subject_span(tokenizer: PreTrainedTokenizerFast, phrasing: str, subject: str, prefix: str = "") -> range:

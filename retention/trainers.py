@@ -241,30 +241,15 @@ def _referenced(trainer: Any) -> Any:
 # ------------------------------------------------------------------------------------------------ rows
 
 
-TURNS = {"prompt": "user", "completion": "assistant", "chosen": "assistant", "rejected": "assistant"}
+def dataset_of(made: Sequence[Mapping[str, Any]], objective: Objective, seed: int, in_order: bool) -> Dataset:
+    """The trainer's dataset.
 
-
-def turns(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the trainer with its texts as turns, which trl puts into the tokenizer's chat template."""
-    return {
-        name: [{"role": TURNS[name], "content": value.strip()}] if name in TURNS else value
-        for name, value in columns.items()
-    }
-
-
-def dataset_of(
-    rows: Sequence[Mapping[str, Any]], objective: Objective, seed: int, in_order: bool, chat: bool
-) -> Dataset:
-    """The rows as the trainer reads them. Raises UserError if one lacks what the objective trains on.
-
-    For a trainer that shuffles none itself they are shuffled by the seed; those in order only among their neighbors,
+    For a trainer that shuffles none itself rows are shuffled by the seed; those in order only among their neighbors,
     since kto takes the next row of its batch for a completion that does not belong to the prompt.
     """
     from datasets import Dataset
 
-    for row in rows:
-        objective.check(row)
-    made = [turns(columns) if chat else columns for row in rows for columns in objective.columns(row)]
+    made = list(made)
     if objective.shuffled_by == "harness":
         rng, window = random.Random(seed), 64 if in_order else len(made)
         windows = [made[i : i + window] for i in range(0, len(made), window)]

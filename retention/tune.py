@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,13 @@ import torch
 from retention import ranks
 from retention.adapters import Adapter, Full, adapted_modules, config_fields
 from retention.hooks import own_forward
+from retention.models import max_positions
 from retention.restored import model_as_before, switched, switches, switches_as_before
 from retention.resume import Resume
 from retention.trainer_fields import arguments_of, trackers_within
 from retention.trainer_state import put_back_tallies, resumable, savable
 from retention.trainers import config_of, dataset_of, micro_batches, trainer_of
+from retention.training_rows import RowCounts, training_rows
 from retention.types import Guard, UserError
 
 if TYPE_CHECKING:
@@ -86,6 +88,7 @@ class TuneResult:
     resumed: tuple[int, ...] = ()  # steps after which it was interrupted and taken up again
     split: int = 1  # parts that each batch was cut into, because it did not fit into memory as a whole
     diverged: int | None = None  # step after which loss and weights were not finite: no further step was trained
+    rows: dict[str, int | None] | None = None  # on their way to the trainer: see `training_rows.RowCounts`
     precision: dict[str, str] | None = None  # dtypes as found in the first step: see `_precision_seen`
 
 
@@ -135,6 +138,8 @@ def fine_tune(
             f"objective: {objective.name}.packing fills packs by the rows' lengths, and a mitigation of the rows has "
             "decided on their order; use packing: null"
         )
+    given = training_rows(rows, objective, tokenizer, arguments, chat=chat, positions=max_positions(model))
+    given.counts.refuse(0.0, arguments["max_length"])
     set_seed(seed)  # peft draws an adapter's weights when it wraps the model
     if isinstance(adapter, Adapter):
         wrapped = adapter.wrap(model, {"mlp": anatomy.mlp_projections, "attention": anatomy.attention_projections})
@@ -153,10 +158,10 @@ def fine_tune(
     begun = resume.begun["training"] if resume is not None and resume.begun is not None else None
 
     drawn_at_once = _prompts_at_once(objective, config)
-    if len(rows) < drawn_at_once:  # trl would leave the incomplete batch out, and end at step 0
+    if len(given.columns) < drawn_at_once:  # trl would leave the incomplete batch out, and end at step 0
         raise UserError(
             f"tune.data: {objective.name} draws answers to {drawn_at_once} prompts at a time, and there are "
-            f"{len(rows)} rows; give more rows, or a smaller per_device_train_batch_size"
+            f"{len(given.columns)} rows; give more rows, or a smaller per_device_train_batch_size"
         )
 
     resumed = (*begun["resumed"], begun["step"]) if begun is not None else ()
@@ -234,24 +239,18 @@ def fine_tune(
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         # trl says of each experimental trainer that it may change: whoever asks for one has said that they know.
         warnings.filterwarnings("ignore", message=".*experimental.*")
-        # Rows are tokenized whole before trl cuts them: transformers would say that the model cannot read them.
-        if (arguments["max_length"] or OPEN_END) <= tokenizer.model_max_length:
-            tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         try:
             trainer_ = resumable(trainer_of(objective, held.guards, parts), held.guards, begun, save)(
                 model=trained,
                 args=config,
-                train_dataset=dataset_of(rows, objective, seed, in_order, chat),
+                train_dataset=dataset_of(given.columns, objective, seed, in_order),
                 processing_class=tokenizer,
                 callbacks=[watch],
                 **objective.extras(trained, config, base),
             )
         except (ValueError, NotImplementedError, ImportError) as error:  # what trl finds wrong when it sees the model
             raise error if isinstance(error, UserError) else UserError(f"tune: {error}") from None
-        except Exception as error:
-            if type(error).__module__ != "jinja2.exceptions":
-                raise
-            raise UserError(f"tune: the chat template refuses the rows: {error}") from None
+        counts = _all_there(given.counts, trainer_.train_dataset, packed=arguments["packing"])
         trainer_.remove_callback(PrinterCallback)  # our own progress tells how far it is; the log goes into the results
         trainable = {name: p.numel() for name, p in trained.named_parameters() if p.requires_grad}
         assert not trainable.keys() & set(held.frozen), "building the trainer has thawed frozen parameters"
@@ -285,8 +284,21 @@ def fine_tune(
         resumed=resumed,
         split=parts,
         diverged=state.global_step if watch.diverged else None,
+        rows=asdict(counts),
         precision=precision or None,
     )
+
+
+def _all_there(counts: RowCounts, dataset: Any, *, packed: bool) -> RowCounts:
+    """The counts, with the packs that were made. Raises UserError where the trainer has left out rows of its own."""
+    if packed:
+        return replace(counts, packs=len(dataset))
+    if len(dataset) != counts.left:
+        raise UserError(
+            f"tune: this version of trl trains on {len(dataset)} of the {counts.left} rows that it was given; use a "
+            "larger tune.trainer.max_length, or the version of trl in constraints.txt"
+        )
+    return counts
 
 
 def _prompts_at_once(objective: Objective, config: Any) -> int:

@@ -37,7 +37,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "retention"
 # ------------------------------------------------------------------------------------------------ imports
 
 LEVELS = {
-    0: ("types", "tokens", "explain", "yaml_file", "estimate", "cache_folders"),
+    0: ("types", "chats", "tokens", "explain", "yaml_file", "estimate", "cache_folders"),
     1: (
         "trainer_fields",
         "trainer_state",
@@ -69,6 +69,7 @@ LEVELS = {
         "mitigations",
         "probes",
         "trainers",
+        "training_rows",
         "tune",
         "tracing",
         "layers",

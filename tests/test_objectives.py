@@ -272,8 +272,9 @@ def test_only_the_assistants_turns_are_learned(tmp_path):
         found = token_logps(model, ids)
         logps += [found[i] for i in learned]
     rows = [{"prompt": "Berta speaks", "completion": "Italian ."}, two]
-    _, result = tuned(tmp_path, Sft(assistant_only=True), rows=rows, tokenizer=tokenizer, steps=1)
-    assert result.log[0]["loss"] == pytest.approx(-sum(logps) / len(logps), rel=1e-4)
+    for marked in (tokenizer, chat(marks=False)):
+        _, result = tuned(tmp_path, Sft(assistant_only=True), rows=rows, tokenizer=marked, steps=1)
+        assert result.log[0]["loss"] == pytest.approx(-sum(logps) / len(logps), rel=1e-4)
 
 
 def test_a_chat_in_a_file_is_learned_turn_by_turn(tmp_path):
@@ -292,16 +293,14 @@ def test_a_chat_in_a_file_is_learned_turn_by_turn(tmp_path):
     assert result.log[0]["loss"] != pytest.approx(last.log[0]["loss"], rel=1e-3)
     refusing = chat()
     refusing.chat_template += "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(UserError, match="tune: the chat template refuses the rows: roles must alternate"):
+    with pytest.raises(UserError, match="chat: the chat template refuses the messages: roles must alternate"):
         tuned(tmp_path, objective, rows=rows, tokenizer=refusing)
 
 
-def test_chats_are_refused_where_turns_cannot_be_told_apart(tmp_path):
+def test_chats_are_refused_without_a_template(tmp_path):
     objective = Sft(assistant_only=True)
     with pytest.raises(UserError, match="this model's tokenizer has no chat template"):
         tuned(tmp_path, objective)
-    with pytest.raises(UserError, match=r"\{% generation %\} .* this tokenizer's marks none"):
-        tuned(tmp_path, objective, tokenizer=chat(marks=False))
     objective.check_tokenizer(chat())
     with pytest.raises(UserError, match="the data has plain text"):
         objective.check(TEXTS[0])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 import string
+from collections.abc import Sequence
 from typing import Any
 
 from retention.data._records import Record
@@ -11,6 +13,9 @@ from retention.types import UserError
 
 ROLES = {"human": "user", "gpt": "assistant"}  # of the form {"from", "value"}
 ANSWERING = "assistant"
+
+
+Message = dict[str, Any]  # role and content, both texts, and what else a chat template reads
 
 
 class BlankText(UserError):
@@ -75,51 +80,96 @@ def filled(record: Record, template: str) -> str:
     return "\n".join(lines)
 
 
-def turns_of(record: Record, key: str) -> list[tuple[str, str]]:
-    """(role, content) of each message under `key`: a list of {"role", "content"}, or of {"from", "value"}."""
+def turns_of(record: Record, key: str) -> list[Message]:
+    """Read the messages under `key`: a list of {"role", "content"}, or of {"from", "value"}.
+
+    A message keeps what else a chat template reads of it (tool_calls, name); one that calls tools may have no content.
+    """
     value = cell(record, key, "a list of messages")
     turns = []
     for number, message in enumerate(value if isinstance(value, list) else [None], 1):
-        names = next((n for n in (("role", "content"), ("from", "value")) if _has(message, n)), None)
-        if names is None:
+        turn = _turn(message)
+        if turn is None:
             raise record.error(
                 f'expected a list of {{"role", "content"}} under {key!r}; message {number} is {str(message)[:60]!r}'
             )
-        role, content = (message[name] for name in names)
-        turns.append((ROLES.get(role, role), content))
+        turns.append(turn)
     return turns
 
 
-def _has(message: Any, names: tuple[str, str]) -> bool:
-    return isinstance(message, dict) and all(isinstance(message.get(name), str) for name in names)
+def _turn(message: Any) -> Message | None:
+    """One message, its role in chat templates' words; None for anything else."""
+    if not isinstance(message, dict):
+        return None
+    if "from" in message and "role" not in message:
+        role, content, more = message["from"], message.get("value"), {}
+    else:
+        role, content = message.get("role"), message.get("content")
+        more = {k: v for k, v in message.items() if k not in ("role", "content") and v is not None}
+    if content is None and more.get("tool_calls"):
+        content = ""
+    if not isinstance(role, str) or not isinstance(content, str):
+        return None
+    return {"role": ROLES.get(role, role), "content": content, **more}
 
 
-def chat(turns: list[tuple[str, str]]) -> str:
+def tools_of(record: Record, key: str) -> list[Any]:
+    """Read the tools that a conversation may call: a list, or a list as JSON; none where it is null."""
+    value = cell(record, key, "a list of tools")
+    try:
+        found = json.loads(value) if isinstance(value, str) and value.strip() else value or []
+    except ValueError:
+        found = None
+    if not isinstance(found, list):
+        raise record.error(f"expected a list of tools, or a list as JSON, under {key!r}, not {str(value)[:40]!r}")
+    return found
+
+
+def chat(turns: Sequence[Message]) -> str:
     """Turns as plain text, one "role: content" after another, and the role that answers next.
 
     A prompt's form must not depend on the model that a study puts in, so no chat template enters here.
     """
-    return "\n".join([f"{role}: {content}" for role, content in turns] + [f"{ANSWERING}:"])
+    return "\n".join([f"{turn['role']}: {said(turn)}" for turn in turns] + [f"{ANSWERING}:"])
+
+
+def said(turn: Message) -> str:
+    """What a message says, as plain text: its content, and the tools that it calls as JSON."""
+    calls = json.dumps(turn["tool_calls"], ensure_ascii=False) if turn.get("tool_calls") else ""
+    return "\n".join(part for part in (turn["content"], calls) if part)
 
 
 def conversation(record: Record, key: str) -> tuple[str, str]:
     """Prompt and completion of a conversation: the last message of the assistant is what is to be said."""
     turns = answered(record, key)
-    return chat(turns[:-1]), turns[-1][1]
+    return chat(turns[:-1]), said(turns[-1])
 
 
-def answered(record: Record, key: str) -> list[tuple[str, str]]:
+def answered(record: Record, key: str) -> list[Message]:
     """A conversation's turns up to the assistant's last."""
     turns = turns_of(record, key)
-    last = max((i for i, (role, _) in enumerate(turns) if role == ANSWERING), default=None)
+    last = max((i for i, turn in enumerate(turns) if turn["role"] == ANSWERING), default=None)
     if last is None:
-        roles = ", ".join(dict.fromkeys(role for role, _ in turns)) or "none"
+        roles = ", ".join(dict.fromkeys(turn["role"] for turn in turns)) or "none"
         raise record.error(f"no message of role {ANSWERING!r} under {key!r}; its roles are {roles}")
-    if not turns[last][1].strip():
+    if not said(turns[last]).strip():
         raise BlankText(
             str(record.error(f"the answer under {key!r} is empty; `skip_blank: true` leaves such rows out"))
         )
     return turns[: last + 1]
+
+
+def conversed(record: Record, prompt: str | None, completion: str) -> list[Message] | None:
+    """The whole conversation of a row whose prompt, or preferred answer, is a list of messages; None for texts."""
+    asked = turns_of(record, prompt) if prompt is not None and isinstance(record.fields[prompt], list) else []
+    answer = answered(record, completion) if isinstance(record.fields[completion], list) else None
+    if answer is None:
+        return [*asked, {"role": ANSWERING, "content": text_of(record, completion)}] if asked else None
+    if asked and answer[: len(asked)] != asked:
+        return [*asked, *answer]
+    if not asked and prompt is not None and len(answer) == 1:
+        return None  # a text, and its answer in the form of a message
+    return answer
 
 
 def answer_of(record: Record, key: str) -> str:

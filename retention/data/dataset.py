@@ -29,7 +29,7 @@ class Table(Part):
     instructions: {template: "{instruction}\\n{input}\\nAnswer:", completion: output}
     GSM8K: {template: "Question: {question}\\nAnswer:", completion: answer, answer_after: "####"}, or without
       answer_after to train on the whole reasoning
-    conversations: {messages: messages}
+    conversations: {messages: messages}; with tools: {messages: messages, tools: tools}
     preferences: {prompt: prompt, completion: chosen, rejected: rejected}; `prompt: null` where both answers begin with
       the prompt
     plain text: {text: text}
@@ -50,6 +50,9 @@ class Table(Part):
     completion: str = Field("completion", description="column of the completion (of preferences: of the preferred one)")
     rejected: str | None = Field(None, description="column of the dispreferred completion")
     messages: str | None = Field(None, description="column of a conversation, instead of prompt and completion")
+    tools: str | None = Field(
+        None, description="column of the tools that a conversation may call: a list, or a list as JSON"
+    )
     text: str | None = Field(None, description="column of a plain text, instead of prompt and completion")
     answer_after: str | None = Field(
         None, min_length=1, description="the completion is what follows this mark (GSM8K: ####)"
@@ -65,7 +68,7 @@ class Table(Part):
     def _one_form(self) -> Table:
         given = self.changed()
         alone: dict[str, set[str]] = {
-            "text": {"prompt", "template", "completion", "rejected", "messages", "answer_after"},
+            "text": {"prompt", "template", "completion", "rejected", "messages", "tools", "answer_after"},
             "messages": {"prompt", "template", "completion", "rejected"},
             "template": {"prompt"},
         }
@@ -73,6 +76,8 @@ class Table(Part):
             clash = sorted(other for other in others & given if getattr(self, other) is not None)
             if getattr(self, field) is not None and clash:
                 raise ValueError(f"give `{field}`, or {', '.join(f'`{c}`' for c in clash)}, not both")
+        if self.tools is not None and self.messages is None:
+            raise ValueError("`tools` belong to a conversation: give `messages`, or leave tools out")
         if self.template is not None:
             columns.template_columns(self.template)
         elif self.prompt is None and self.rejected is None and self.text is None and self.messages is None:
@@ -154,21 +159,35 @@ class Table(Part):
     def _answered(self, record: Record) -> Row:
         if self.prompt is None and self.template is None:
             assert self.rejected is not None, "validated: without a prompt there are two answers"
-            return self._verified(record, *columns.common_prompt(record, self.completion, self.rejected))
+            return self._turned(
+                record, self._verified(record, *columns.common_prompt(record, self.completion, self.rejected))
+            )
         if self.template is not None:
             prompt = columns.filled(record, self.template)
         else:
             assert self.prompt is not None
             prompt = columns.prompt_of(record, self.prompt)
         answers = [columns.answer_of(record, key) for key in (self.completion, self.rejected) if key is not None]
-        return self._verified(record, prompt, *answers)
+        return self._turned(record, self._verified(record, prompt, *answers))
+
+    def _turned(self, record: Record, row: Row) -> Row:
+        """The row, with its conversation beside it where the record has one: what stands in for it is plain text."""
+        turns = columns.conversed(record, self.prompt if self.template is None else None, self.completion)
+        if turns is None or self.template is not None:
+            return row
+        return {**row, "messages": self._said(turns, row)}
 
     def _conversation(self, record: Record, messages: str) -> Row:
         """As plain text, and with its turns beside it, for an objective that reads a chat."""
         turns = columns.answered(record, messages)
-        row = self._verified(record, columns.chat(turns[:-1]), turns[-1][1])
-        said = [*turns[:-1], (turns[-1][0], row["completion"])]
-        return {**row, "messages": [{"role": role, "content": content} for role, content in said]}
+        row = self._verified(record, columns.chat(turns[:-1]), columns.said(turns[-1]))
+        tools = columns.tools_of(record, self.tools) if self.tools is not None else []
+        return {**row, "messages": self._said(turns, row), **({"tools": tools} if tools else {})}
+
+    def _said(self, turns: Sequence[columns.Message], row: Row) -> list[columns.Message]:
+        """The turns, of the last one only what can be verified where that is asked for."""
+        last = turns[-1] if self.answer_after is None else {**turns[-1], "content": row["completion"]}
+        return [*turns[:-1], last]
 
     def _verified(self, record: Record, prompt: str, *answers: str) -> Row:
         """The row, with of each answer only what can be verified where that is asked for."""

@@ -29,6 +29,7 @@ class Objective(Part):
     # read them in their order; or the trainer's own field shuffle_dataset.
     shuffled_by: ClassVar[Literal["sampler", "harness", "field"]] = "sampler"
 
+    learns_tokens: ClassVar[bool] = False  # its trainer takes ids and labels, which `training_rows` makes of the rows
     sequences: ClassVar[int] = 1  # that the model reads for each row of a batch
     fused: ClassVar[bool] = True  # trl computes the loss without holding all logits. For estimates
 

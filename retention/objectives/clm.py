@@ -22,6 +22,7 @@ class Clm(Objective):
     trainer: ClassVar[str] = "trl.SFTTrainer"
     config: ClassVar[str] = "trl.SFTConfig"
     needs: ClassVar[tuple[str, ...]] = ()
+    learns_tokens: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {"truncation_mode": "keep_start", "label_smoothing_factor": 0.0}
 
     name: Literal["clm"] = "clm"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from retention.objectives._part import Objective, Row, completion
-from retention.objectives.orpo import REASON
+from retention.objectives.orpo import REASON, needs_length
 
 
 class Cpo(Objective):
@@ -43,6 +43,9 @@ class Cpo(Objective):
 
     def arguments(self) -> dict[str, Any]:
         return {"loss_type": self.loss, "beta": self.beta, "cpo_alpha": self.cross_entropy}
+
+    def problems(self, arguments: Mapping[str, Any]) -> list[str]:
+        return needs_length(self.name, arguments)
 
     def columns(self, row: Row) -> list[dict[str, Any]]:
         return [{"prompt": row["prompt"], "chosen": completion(row), "rejected": completion(row, "rejected")}]

@@ -15,6 +15,12 @@ REASON = (
 )
 
 
+def needs_length(name: str, arguments: Mapping[str, Any]) -> list[str]:
+    """Refuse max_length: null, which trl's experimental trainers read as 512."""
+    told = f"tune.trainer.max_length: objective {name} needs a length in tokens; trl would take 512"
+    return [told] if arguments["max_length"] is None else []
+
+
 class Orpo(Objective):
     """Cross-entropy on the completion, and its odds raised against the rejected one's. Needs no reference."""
 
@@ -42,6 +48,9 @@ class Orpo(Objective):
 
     def arguments(self) -> dict[str, Any]:
         return {"beta": self.beta}
+
+    def problems(self, arguments: Mapping[str, Any]) -> list[str]:
+        return needs_length(self.name, arguments)
 
     def columns(self, row: Row) -> list[dict[str, Any]]:
         return [{"prompt": row["prompt"], "chosen": completion(row), "rejected": completion(row, "rejected")}]

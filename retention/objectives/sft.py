@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,15 +15,13 @@ from retention.types import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")  # in a chat template: what lies within is the assistant's
-
 
 class Sft(Objective):
     """Cross-entropy on the completion alone, or on prompt and completion; or on the assistant's turns of a chat.
 
     With `assistant_only` a row is read as a conversation through the tokenizer's chat template: its `messages`, or else
     the prompt as the user's turn and the completion as the assistant's. Probes and the held-out loss still ask in plain
-    text.
+    text; `tune.chat` trains in the same form, and reads the held-out rows in it.
 
     With `packing` a row of the trainer is several rows one behind the other, up to tune.trainer.max_length tokens; a
     batch, and so a step, then holds more of them, and an epoch has fewer steps. Rows in a pack do not read one another:
@@ -35,6 +32,7 @@ class Sft(Objective):
     trainer: ClassVar[str] = "trl.SFTTrainer"
     config: ClassVar[str] = "trl.SFTConfig"
     needs: ClassVar[tuple[str, ...]] = ("prompt", "completion")
+    learns_tokens: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {"truncation_mode": "keep_start", "label_smoothing_factor": 0.0}
 
     name: Literal["sft"] = "sft"
@@ -69,9 +67,8 @@ class Sft(Objective):
     def arguments(self) -> dict[str, Any]:
         return {
             "loss_type": self.loss,
-            # A chat's turns carry marks of their own: there is no completion to tell apart.
-            "completion_only_loss": self.completion_only and not self.assistant_only,
-            "assistant_only_loss": self.assistant_only,
+            "completion_only_loss": self.completion_only,
+            "assistant_only_loss": False,  # rows come with labels
             "packing": self.packing is not None,
             "packing_strategy": self.packing or "bfd",
             "padding_free": False,  # by packing only: without it, trl does not cut at max_length
@@ -89,7 +86,8 @@ class Sft(Objective):
         if not self.assistant_only:
             return [{"prompt": row["prompt"], "completion": completion(row)}]
         if "messages" in row:
-            return [{"messages": list(row["messages"])}]
+            tools = {"tools": row["tools"]} if row.get("tools") else {}
+            return [{"messages": list(row["messages"]), **tools}]
         turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
         return [{"messages": turns}]
 
@@ -98,20 +96,10 @@ class Sft(Objective):
             super().check(row)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        if not self.assistant_only:
-            return
-        template: Any = tokenizer.chat_template
-        template = template.get("default") if isinstance(template, dict) else template
-        if template is None:
+        if self.assistant_only and not tokenizer.chat_template:
             raise UserError(
                 "objective: sft.assistant_only reads rows as a chat, and this model's tokenizer has no chat template; "
                 "use assistant_only: false, or a model that was trained to chat"
-            )
-        if not MARKS.search(template):
-            raise UserError(
-                "objective: sft.assistant_only needs the assistant's turns marked in the chat template "
-                "({% generation %} ... {% endgeneration %}); this tokenizer's marks none. Use assistant_only: false, "
-                "or a model folder with a marked template"
             )
 
     def extras(self, model: PreTrainedModel, config: Any, base: Callable[[], PreTrainedModel]) -> dict[str, Any]:

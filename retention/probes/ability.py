@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from retention.probes._forward import max_positions, token_scores
 from retention.probes._prepared import Prepared
 from retention.probes._rows import Continuation
-from retention.tokens import encode
+from retention.tokens import encode, encode_turns
 from retention.types import UserError
 
 if TYPE_CHECKING:
@@ -84,7 +84,10 @@ def _continuations(
             ids = encode(tokenizer, row["text"]).ids[:limit]
             start = 1
         elif isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
-            encoded = encode(tokenizer, row["prompt"], row["completion"], chat=chat)
+            if chat and row.get("messages"):
+                encoded = encode_turns(tokenizer, row["messages"], tools=row.get("tools"))
+            else:
+                encoded = encode(tokenizer, row["prompt"], row["completion"], chat=chat)
             ids, start = encoded.ids, encoded.answer_start
         else:
             raise UserError(

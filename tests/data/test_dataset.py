@@ -222,10 +222,11 @@ def test_preferences(tmp_path):
     assert one_row(tmp_path, explicit, **settings) == {"prompt": "Q: hi A:", "completion": "yes", "rejected": "no"}
     turns = {"prompt": CHAT[:2], "chosen": CHAT[2:3], "rejected": [{"role": "assistant", "content": "Go"}]}
     row = one_row(tmp_path, turns, **settings)
-    assert row == {"prompt": "system: Be brief.\nuser: Hi\nassistant:", "completion": "Hello", "rejected": "Go"}
+    expected = {"prompt": "system: Be brief.\nuser: Hi\nassistant:", "completion": "Hello", "rejected": "Go"}
+    assert row == {**expected, "messages": CHAT[:3]}
     implicit = {"chosen": CHAT, "rejected": [*CHAT[:-1], {"role": "assistant", "content": "You."}]}
     row = one_row(tmp_path, implicit, prompt=None, **settings)
-    assert row == {"prompt": CHAT_PROMPT, "completion": "Me.", "rejected": "You."}
+    assert row == {"prompt": CHAT_PROMPT, "completion": "Me.", "rejected": "You.", "messages": CHAT}
     row = one_row(tmp_path, {"chosen": "Q: a ", "rejected": "Q: a b"}, prompt=None, **settings)
     assert row == {"prompt": "Q:", "completion": " a ", "rejected": " a b"}
     with pytest.raises(UserError, match="differ before their last answer"):
