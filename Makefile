@@ -1,9 +1,9 @@
-# make demo | test | check | setup | figures | chaos. Each works alone on a machine with Python >= 3.11 and make.
+# make demo | test | check | setup | figures | chaos | test-versions. Each works alone on a machine with Python >= 3.11 and make.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check setup figures chaos
+.PHONY: demo test check setup figures chaos test-versions
 
 setup: $(VENV)/.ready
 
@@ -36,3 +36,7 @@ figures: setup
 chaos: setup
 	$(BIN)/python -m pip install --quiet -e ".[ray,slurm]" -c constraints.txt
 	$(BIN)/python benchmarks/chaos.py
+
+# The tests with the newest and the lowest allowed transformers, trl, peft, datasets and accelerate.
+test-versions: setup
+	$(BIN)/python benchmarks/versions.py

@@ -136,6 +136,10 @@ def tune_of(objective: Any, **trainer: Any) -> Any:
     return tune.model_copy(update={"trainer": trainer})
 
 
+def test_what_only_refuses_is_in_no_key():
+    assert keys(GIVEN | {"tune": GIVEN["tune"] | {"min_share": 0.25}}) == keys(GIVEN)
+
+
 def test_numbers_count_as_what_they_are():
     assert trained_with(max_grad_norm=1) == trained_with(max_grad_norm=1.0) == trained_with()
     assert trained_with(weight_decay=0) == trained_with()
