@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from retention import half
 from retention.data.files import read_lines
 from retention.facts.draw import Draw
 from retention.ids import corpus_files
@@ -27,6 +28,13 @@ def write_edits(
     run: Run, loaded: Loaded, drawn: Draw, after_batch: Callable[[int], None], cache: Path, report: Report
 ) -> EditResult:
     """Call the editor as the regime says. The model is left as it was; the result is the whole of what is added."""
+    with half.editing(run.settings.precision.edit):
+        return _by_regime(run, loaded, drawn, after_batch, cache, report)
+
+
+def _by_regime(
+    run: Run, loaded: Loaded, drawn: Draw, after_batch: Callable[[int], None], cache: Path, report: Report
+) -> EditResult:
     s = run.settings
     on_edit = [m for m in s.mitigations if m.acts_on == "edit"]
 

@@ -102,6 +102,7 @@ def base_id(run: Run) -> str:
             "device": "cuda" if torch.cuda.is_available() else "cpu",
             "versions": versions("torch", "transformers", "tokenizers"),
             **_set_aside(s.model),
+            **_in_bfloat16(s, "read"),
         }
     )
 
@@ -127,6 +128,7 @@ def edit_id(run: Run) -> str:
             "late": [s.late.model_dump(mode="json"), _arguments(Clm(), {})] if s.facts.late else None,
             "seed": s.seed,
             "versions": versions("peft", *(["trl", "accelerate", "datasets"] if s.facts.late else [])),
+            **_in_bfloat16(s, "edit"),
         }
     )
 
@@ -158,8 +160,15 @@ def run_id(run: Run) -> str:
             "seed": s.seed,
             "versions": versions("trl", "accelerate", "datasets"),
             **({} if s.launch is None or s.launch.count == 1 else {"launch": s.launch.key()}),
+            # Version of half.WholeHead, where it may take the place of trl's head.
+            **({"head": 1} if any(t.trainer.get("bf16") for t in s.tunes) and not torch.cuda.is_available() else {}),
         }
     )
+
+
+def _in_bfloat16(s: Settings, stage: str) -> dict[str, str]:
+    """What a stage's precision adds to its key. That of training is in the trainer's arguments."""
+    return {} if getattr(s.precision, stage) == "float32" else {"precision": "bfloat16"}
 
 
 PLACES = ("path", "heldout_from", "include_path", "counterfact", "trex")  # settings that say where data lie

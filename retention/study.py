@@ -36,6 +36,7 @@ from retention.data.leakage import Leakage
 from retention.editors import AnyEditor
 from retention.explain import explain, infinite, nearest
 from retention.facts import AnyFacts
+from retention.half import Precision
 from retention.labels import differing, labels_of, short_name
 from retention.late import Late
 from retention.launch import Launch
@@ -165,6 +166,9 @@ class Settings(BaseModel):
         None,
         description="several processes fine-tune one run's model, by `accelerate launch`; else this one alone",
     )
+    precision: Precision = Field(
+        default=Precision(), description="of matrix products, by stage: float32, or bfloat16 where the machine has it"
+    )
     threads: int = Field(1, ge=1, description="CPU threads a stage computes with; part of its key")
 
     @field_validator("at")
@@ -204,6 +208,9 @@ class Settings(BaseModel):
         distinct(self.abilities)
         self._together()
         for tune in self.tunes:
+            other = next((f"{n}: {tune.trainer[n]}".lower() for n in ("fp16", "bf16") if n in tune.trainer), "")
+            if self.precision.train == "bfloat16" and other != "bf16: true":
+                raise ValueError(f"precision.train is bfloat16, and tune.trainer has {other}; give one of them")
             objective = tune.objective or self.objective
             if tune.chat and objective.name not in CHATTING:
                 raise ValueError(
@@ -373,15 +380,22 @@ def _spelled_out(settings: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(settings.get(key), list):
             settings[key] = [{"name": v} if isinstance(v, str) else v for v in settings[key]]
     tune = settings.get("tune")
-    settings |= {"tune": [_tune(t) for t in tune] if isinstance(tune, list) else _tune(tune)} if tune else {}
+    precision = settings.get("precision")
+    half = isinstance(precision, Mapping) and precision.get("train") == "bfloat16"
+    if tune:
+        settings["tune"] = [_tune(t, half) for t in tune] if isinstance(tune, list) else _tune(tune, half)
     return settings
 
 
-def _tune(tune: Any) -> Any:
+def _tune(tune: Any, half: bool) -> Any:
+    """half: `precision.train` is bfloat16: as the trainer's own field, so that both ways to ask for it are one run."""
     if not isinstance(tune, Mapping):
         return tune
-    bare = {key: {"name": tune[key]} for key in ("data", "objective", "adapter") if isinstance(tune.get(key), str)}
-    return {**tune, **bare}
+    found = {key: {"name": tune[key]} for key in ("data", "objective", "adapter") if isinstance(tune.get(key), str)}
+    trainer = tune.get("trainer", {})
+    if half and isinstance(trainer, Mapping):
+        found["trainer"] = {"bf16": True, **trainer}
+    return {**tune, **found}
 
 
 def _validate(settings: Mapping[str, Any]) -> Settings:

@@ -9,13 +9,15 @@ import importlib
 import inspect
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from retention.adapters import config_defaults, config_fields, validate_fields
+from retention.half import WHOLE, WholeHead
 from retention.trainer_fields import OWNED, arguments_of, nonsense, tracker_problems
 from retention.types import Guard, UserError
 
@@ -206,6 +208,41 @@ def trainer_of(objective: Objective, guards: Sequence[Guard], parts: int = 1) ->
             """trl would tell its makers of each training."""
 
     return Ours
+
+
+@contextmanager
+def whole_head(config: Any) -> Iterator[None]:
+    """Within it trl's fused head is `WholeHead`, where it is faster: bfloat16 on a processor, logits that fit.
+
+    In float32, and on accelerators, trl's own stays.
+    """
+    if not config.bf16 or config.device.type != "cpu":
+        yield
+        return
+    utils: Any = importlib.import_module("trl.trainer.utils")
+    theirs = utils._ChunkedLogProbFunction
+
+    class Chosen:
+        @staticmethod
+        def apply(
+            hidden: Any, weight: Any, bias: Any, targets: Any, temperature: float, chunk_size: int,
+            softcap: float | None = None, scale: float = 1.0, outputs: Sequence[str] = ("entropy",),
+        ) -> tuple[Any, ...]:  # fmt: skip
+            others = set(outputs) - {"log_probs", "entropy", "is_top1"}
+            if others or not torch.is_autocast_enabled("cpu") or len(hidden) * len(weight) > WHOLE:
+                found: tuple[Any, ...] = theirs.apply(
+                    hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs
+                )
+                return found
+            dtype = torch.get_autocast_dtype("cpu")
+            logp, entropy, right = WholeHead.apply(hidden, weight, bias, targets, temperature, softcap, scale, dtype)
+            return logp, entropy, None, None, right
+
+    utils._ChunkedLogProbFunction = Chosen
+    try:
+        yield
+    finally:
+        utils._ChunkedLogProbFunction = theirs
 
 
 def _counted(batch: Mapping[str, Any]) -> int:

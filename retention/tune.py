@@ -26,7 +26,7 @@ from retention.restored import model_as_before, switched, switches, switches_as_
 from retention.resume import Resume
 from retention.trainer_fields import arguments_of, trackers_within
 from retention.trainer_state import put_back_tallies, resumable, savable
-from retention.trainers import config_of, dataset_of, micro_batches, trainer_of
+from retention.trainers import config_of, dataset_of, micro_batches, trainer_of, whole_head
 from retention.training_rows import RowCounts, training_rows
 from retention.types import Guard, UserError
 
@@ -255,7 +255,7 @@ def fine_tune(
         trainable = {name: p.numel() for name, p in trained.named_parameters() if p.requires_grad}
         assert not trainable.keys() & set(held.frozen), "building the trainer has thawed frozen parameters"
         start = time.perf_counter() - (begun["seconds"] if begun is not None else 0.0)
-        with _precision_seen(trained, config) as precision:
+        with whole_head(config), _precision_seen(trained, config) as precision:
             trainer_.train()
         seconds = time.perf_counter() - start
         if together:

@@ -47,6 +47,7 @@ LEVELS = {
         "resume",
         "interrupts",
         "models",
+        "half",
         "model_folder",
         "gguf_file",
         "fetch",

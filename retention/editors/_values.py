@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from retention import half
 from retention.editors._batch import FastBatch, FullBatch, Site, States
 from retention.editors._rows import Row, anchor_rows, batches, merged, statement_rows
 from retention.editors._saved import weights_hash, with_cache
@@ -94,6 +95,7 @@ def target_values(
         texts = [[r.edit, r.ids, r.at, r.targets, r.keep] for r in rows]
         sought = asdict(settings) | {"tokens_per_batch": budget}
         key = ["values", VERSION, weights_hash(model), texts, layer, site, sought, fast]
+        key += [half.of_edits()] if half.of_edits() != "float32" else []
 
     def compute() -> dict[str, Tensor]:
         return _all(model, places, edits, rows, layer, site, settings, fast, budget)
@@ -253,6 +255,15 @@ def _optimise(
     v0 = torch.zeros(count, places.hidden, device=device)
     keys = torch.zeros(2, count, places.mlp_width, dtype=torch.float64, device=device)
     pieces, fast = _pieces(model, places, rows, first_edit, v0, keys, site, layer, fast)
+    with half.products(half.of_edits(), model):
+        return _search(pieces, v0, keys, first_edit, settings) | {"fast": torch.tensor([fast])}
+
+
+def _search(
+    pieces: list[_Piece], v0: Tensor, keys: Tensor, first_edit: int, settings: ValueSettings
+) -> dict[str, Tensor]:
+    """Adam on what is added to v0 [edits, d], each edit's until its loss is low enough. Clamped after each step."""
+    count, device = len(v0), v0.device
     limit = settings.clamp * v0.norm(dim=1)
     decay = settings.weight_decay / v0.norm(dim=1).square()
     delta, mean, square = (torch.zeros_like(v0) for _ in range(3))
@@ -286,8 +297,7 @@ def _optimise(
         active = still
     return {
         "value": (v0 + delta).cpu(), "initial": v0.cpu(), "mean_key": keys[0].cpu(), "bare_key": keys[1].cpu(),
-        "loss": loss.cpu(), "steps": steps.cpu(),
-        "probability": (-surprise).exp().cpu(), "fast": torch.tensor([fast]),
+        "loss": loss.cpu(), "steps": steps.cpu(), "probability": (-surprise).exp().cpu(),
     }  # fmt: skip
 
 

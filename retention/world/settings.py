@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from retention import half
 from retention.types import Part
 
 RECIPE_VERSION = 3  # raised whenever equal settings would give other weights
@@ -17,7 +17,7 @@ def native_bf16() -> bool:
 
     What it says is written into the settings of a model, and so into its key.
     """
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return half.on_processor()
 
 
 class Recipe(Part):
