@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from retention import ranks
+from retention import half, ranks
 from retention import tune as tuning
 from retention.adapters import merged
 from retention.data import rows_of, same
@@ -122,6 +122,7 @@ def _tune(run: Run, bench: Bench, split: int) -> None:
         Resume(
             folder, bench.store.content("edits", edit_id(run)), signals, lambda what: bench.report(what, 0, 1)
         ) as resume,
+        half.reading(s.precision.read) as tally,
     ):
         reader = Reader(run, loaded, drawn, tasks, soft_prompt, folder)
         before = resume.before()
@@ -178,7 +179,8 @@ def _tune(run: Run, bench: Bench, split: int) -> None:
         record |= {"processes": ranks.size()} if ranks.size() > 1 else {}
         record |= {"cell": dict(run.cell), "settings": run.dump(), "rows": sources}
         record |= {"training": [{k: v for k, v in asdict(result).items() if k != "log"} for result in results]}
-        write_json(folder / "run.json", finite(record) | where())
+        write_json(folder / "run.json", finite(record | tally.record()) | where())
+        bench.tell(tally)
 
 
 def _tasks(run: Run, scene: Scene, positions: int | None) -> tuple[list[TaskRows], list[dict[str, Any]]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -48,6 +49,23 @@ def on_processor() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+@dataclass
+class Reading:
+    """The precision of readings, and what it came to."""
+
+    kind: Kind
+    read: int = 0  # continuations that were read in bfloat16
+    again: int = 0  # of these, in float32 as well
+
+    def record(self) -> dict[str, Any]:
+        """For a stage's record; nothing where all was read in float32."""
+        share = self.again / self.read if self.read else None
+        return {} if self.kind == "float32" else {"read": {"precision": self.kind, "share_read_again": share}}
+
+    def __str__(self) -> str:
+        return f"{self.again} of {self.read} continuations were read again in float32"
+
+
 @contextmanager
 def products(kind: str, model: torch.nn.Module) -> Iterator[None]:
     """Within it the model's matrix products are taken in this precision. float32 changes nothing.
@@ -69,7 +87,8 @@ def products(kind: str, model: torch.nn.Module) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
-_EDITING: ContextVar[str] = ContextVar("editing", default="float32")
+_EDITING: ContextVar[Kind] = ContextVar("editing", default="float32")
+_READING: ContextVar[Reading | None] = ContextVar("reading", default=None)
 
 
 @contextmanager
@@ -82,9 +101,33 @@ def editing(kind: Kind) -> Iterator[None]:
         _EDITING.reset(token)
 
 
-def of_edits() -> str:
+def of_edits() -> Kind:
     """The precision that v* is searched in."""
     return _EDITING.get()
+
+
+@contextmanager
+def reading(kind: Kind) -> Iterator[Reading]:
+    """Within it models are read in this precision."""
+    tally = Reading(kind)
+    token = _READING.set(tally)
+    try:
+        yield tally
+    finally:
+        _READING.reset(token)
+
+
+def of_readings() -> Kind:
+    """The precision that models are read in."""
+    now = _READING.get()
+    return "float32" if now is None else now.kind
+
+
+def count(read: int, again: int) -> None:
+    """Continuations that were read in bfloat16, and how many of them again in float32."""
+    now = _READING.get()
+    if now is not None:
+        now.read, now.again = now.read + read, now.again + again
 
 
 # ------------------------------------------------------------------------------------------------ the head's loss

@@ -27,7 +27,15 @@ Table = Literal["rows", "sequence", "relearn", "scores", "weights", "runs", "fac
 # What tells the runs of a study apart.
 CELL = ("editor", "task", "objective", "adapter", "mitigations", "seed", "facts_seed")
 IDS = ("base_id", "edit_id", "run_id")
-NAMES = (*(name for name in CELL if "seed" not in name), *IDS, "model_id", "group", "form", "state")  # categories
+NAMES = (
+    *(name for name in CELL if "seed" not in name),
+    *IDS,
+    "model_id",
+    "group",
+    "form",
+    "precision",
+    "state",
+)  # categories
 CRITERIA = ("first_correct", "all_correct", "prefers_target", "gen_exact", "gen_contains")
 AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,199}")  # the path of a setting, as a grid names it
 EXPANDED = re.compile(r"[*?\[\\]")  # what makes a path a pattern to DuckDB
@@ -167,7 +175,7 @@ class _Files:
         self.views = frozenset(name for name, paths in found.items() if paths)
         self.query(f"SET allowed_paths = [{_texts(path for paths in found.values() for path in paths)}]")
         self.query("SET enable_external_access = false")
-        absent = ", ".join(f"NULL::FLOAT AS {_quoted(name)}" for name in ADDED)
+        absent = ", ".join(f"NULL::{kind} AS {_quoted(name)}" for name, kind in ADDED.items())
         for name in self.views:
             files = f"read_parquet([{_texts(found[name])}], hive_partitioning = false, union_by_name = true)"
             self.query(

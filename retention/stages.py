@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retention import half
 from retention.artefacts import read_draw, write_draw
 from retention.deltas import save_delta
 from retention.edit import teach_late, write_edits
@@ -50,6 +51,11 @@ class Bench:
     # (key of a model, how to read it) -> a model of the stage's own; an engine may keep one in memory
     keep: Callable[[str, Callable[[], Loaded]], Loaded] = lambda key, read: read()
 
+    def tell(self, tally: half.Reading) -> None:
+        """How much was read twice, where anything was."""
+        if tally.read:
+            self.report(str(tally), 0, 1)
+
 
 # ------------------------------------------------------------------------------------------------ stages
 
@@ -81,16 +87,18 @@ def prepare(run: Run, bench: Bench) -> None:
     def known(questions: Sequence[Question]) -> list[bool]:
         return [bool(r.all_correct) for r in score.read(model, tokenizer, questions, STEP_BASE)]
 
-    bench.report("drawing facts", 0, 1)
-    drawn = draw(
-        apart(pool_of(s.facts, s.model, run.facts_seed), set_aside(model.config)),
-        s.facts,
-        run.facts_seed,
-        known,
-        lambda asked: rivals(model, tokenizer, asked, chat=score.chat),
-    )
-    bench.report("reading the base model", 0, 1)
-    readings = read_all(s.probes, model, tokenizer, drawn.questions, STEP_BASE)
+    with half.reading(s.precision.read) as tally:
+        bench.report("drawing facts", 0, 1)
+        drawn = draw(
+            apart(pool_of(s.facts, s.model, run.facts_seed), set_aside(model.config)),
+            s.facts,
+            run.facts_seed,
+            known,
+            lambda asked: rivals(model, tokenizer, asked, chat=score.chat),
+        )
+        bench.report("reading the base model", 0, 1)
+        readings = read_all(s.probes, model, tokenizer, drawn.questions, STEP_BASE)
+    bench.tell(tally)
     with bench.store.publishing("bases", key) as folder:
         write_draw(folder, drawn)
         keys = Keys(base_id=key, model_id=model_id(s.model), facts_seed=run.facts_seed)
@@ -104,7 +112,7 @@ def prepare(run: Run, bench: Bench) -> None:
         }
         write_json(
             folder / "base.json",
-            record | {k: run.dump()[k] for k in ("model", "facts", "probes", "threads")} | where(),
+            record | tally.record() | {k: run.dump()[k] for k in ("model", "facts", "probes", "threads")} | where(),
         )
 
 
@@ -115,7 +123,7 @@ def edit(run: Run, bench: Bench) -> None:
         return
     loaded = load(run, bench)
     drawn = drawn_facts(run, bench, loaded)
-    with bench.store.publishing("edits", key) as folder:
+    with bench.store.publishing("edits", key) as folder, half.reading(s.precision.read) as tally:
         keys = Keys(
             base_id=base_id(run), edit_id=key, model_id=model_id(s.model), editor=names(run)["editor"],
             seed=s.seed, facts_seed=run.facts_seed,
@@ -151,8 +159,9 @@ def edit(run: Run, bench: Bench) -> None:
         record |= {"info": result.info, "parameters": sorted(result.delta.updates), "edits": applied(run, drawn)}
         record |= {"weight_edit": result.soft_prompt is None, "mitigations": mitigations_at(s, "edit")}
         record |= {"seed": s.seed, "threads": s.threads, "only": run.only}
-        record |= {name: run.dump()[name] for name in ("editor", "regime")}
+        record |= {name: run.dump()[name] for name in ("editor", "regime")} | tally.record()
         write_json(folder / "edit.json", finite(record) | where())
+        bench.tell(tally)
 
 
 def applied(run: Run, drawn: Draw) -> int:

@@ -35,7 +35,8 @@ import pyarrow.parquet as pq
 from retention.types import Question, Reading, UserError
 
 SCHEMA = 2  # of the rows and the layout; raised when files written before could no longer be read
-ADDED = ("lead",)  # columns that rows written earlier under the same schema lack: null there
+# Columns that rows written earlier under the same schema lack, and their types in SQL: null there.
+ADDED = {"lead": "FLOAT", "precision": "VARCHAR"}
 Kind = Literal["bases", "edits", "runs"]
 KINDS: tuple[Kind, ...] = ("bases", "edits", "runs")
 RESERVED = (*KINDS, "failed")  # names that no study can have
@@ -72,6 +73,7 @@ ROWS = pa.schema(
         ("all_correct", pa.bool_()),
         ("lead", pa.float32()),
         ("prefers_target", pa.bool_()),
+        ("precision", _name),
         ("generated", pa.string()),
         ("gen_exact", pa.bool_()),
         ("gen_contains", pa.bool_()),

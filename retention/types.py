@@ -164,6 +164,7 @@ class Reading:
     all_correct: bool | None = None  # every token is, teacher-forced: lead >= 0
     lead: float | None = None  # smallest over the answer's tokens of its logit minus the best other token's, nats
     prefers_target: bool | None = None  # mean log-probability per token above the foil's
+    precision: str | None = None  # of logp_target, logp_foil and lead: float32, or bfloat16 (retention/half.py)
     generated: str | None = None  # greedy continuation
     gen_exact: bool | None = None  # normalised equality with the answer
     gen_contains: bool | None = None  # the normalised answer is a substring of it

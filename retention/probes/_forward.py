@@ -42,6 +42,7 @@ class Scores:
     ranks: tuple[int, ...]  # 1 + the number of tokens with a strictly larger logit (1 = argmax, ties included)
     best: tuple[int, ...]  # the most probable token at the place of each; NEXT where a logit is NaN or infinite
     leads: tuple[float, ...]  # logit of each minus the largest of any other token there, nats; >= 0 is rank 1
+    gaps: tuple[float, ...] = ()  # lead of the most probable token there; empty unless asked for
 
     @property
     def finite(self) -> bool:
@@ -199,17 +200,14 @@ def _run(model: Any, batch: _Batch) -> Tensor:
     return logits
 
 
-def _reduce(logits: Tensor, places: np.ndarray, tokens: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Fields of `Scores` for each token at its place in `logits`: log-probability, rank, best token and lead.
+def _reduce(logits: Tensor, places: np.ndarray, tokens: np.ndarray, with_gaps: bool) -> dict[str, Tensor]:
+    """Fields of `Scores` for each token at its place in `logits`.
 
     `places` ascend. For NEXT, the most probable token is the one that is read. A lead is a difference of two logits,
     so the normalising constant and its rounding do not enter.
     """
     rows_at_once = max(1, (CHUNK if logits.device.type == "cpu" else CHUNK << 6) // logits.shape[-1])
-    logps: list[Tensor] = []
-    ranks: list[Tensor] = []
-    best: list[Tensor] = []
-    leads: list[Tensor] = []
+    parts: dict[str, list[Tensor]] = {name: [] for name in ("logps", "ranks", "best", "leads", "gaps")}
     for first in range(0, len(logits), rows_at_once):
         chunk = logits[first : first + rows_at_once].float()
         inside = slice(*np.searchsorted(places, [first, first + rows_at_once]))
@@ -218,38 +216,30 @@ def _reduce(logits: Tensor, places: np.ndarray, tokens: np.ndarray) -> tuple[Ten
         top = chunk.max(-1)  # NaN counts as the largest
         token = torch.where(token == NEXT, top.indices[place], token)
         value = chunk[place, token]
-        logps.append(value - chunk.logsumexp(-1)[place])
+        parts["logps"].append((value - chunk.logsumexp(-1)[place]).double())
         rank = torch.ones_like(token)
         behind = (value < top.values[place]).nonzero()[:, 0]  # only these need to be counted
         rank[behind] += (chunk[place[behind]] > value[behind, None]).sum(-1)
-        ranks.append(rank)
-        best.append(torch.where(top.values.isfinite(), top.indices, NEXT)[place])
+        parts["ranks"].append(rank)
+        parts["best"].append(torch.where(top.values.isfinite(), top.indices, NEXT)[place])
         rival = top.values[place]
         leading = (token == top.indices[place]).nonzero()[:, 0]  # only these have another rival than the maximum
         others = chunk[place[leading]].scatter_(1, token[leading, None], -torch.inf)
         rival[leading] = others.max(-1).values
-        leads.append(value - rival)
-    return torch.cat(logps).double(), torch.cat(ranks), torch.cat(best), torch.cat(leads).double()
+        parts["leads"].append((value - rival).double())
+        if with_gaps:
+            second = chunk.scatter(1, top.indices[:, None], -torch.inf).max(-1).values
+            parts["gaps"].append((top.values - second)[place].double())
+    return {name: torch.cat(part) for name, part in parts.items() if part}
 
 
-def _score(model: Any, packed: Packed) -> list[Scores]:
-    logps: list[float] = []
-    ranks: list[int] = []
-    best: list[int] = []
-    leads: list[float] = []
+def _score(model: Any, packed: Packed, with_gaps: bool) -> list[Scores]:
+    found: dict[str, list[Any]] = {}
     for batch in packed.batches:
-        logp, rank, token, lead = _reduce(_run(model, batch), batch.places, batch.tokens)
-        logps += logp.tolist()
-        ranks += rank.tolist()
-        best += token.tolist()
-        leads += lead.tolist()
+        for name, values in _reduce(_run(model, batch), batch.places, batch.tokens, with_gaps).items():
+            found.setdefault(name, []).extend(values.tolist())
     return [
-        Scores(
-            logps=tuple(logps[i] for i in at),
-            ranks=tuple(ranks[i] for i in at),
-            best=tuple(best[i] for i in at),
-            leads=tuple(leads[i] for i in at),
-        )
+        Scores(**{name: tuple(values[i] for i in at) for name, values in found.items()})  # type: ignore[arg-type]
         for at in packed.reads
     ]
 
@@ -260,6 +250,8 @@ def token_scores(
     tokens_per_batch: int,
     prepared: Prepared | None = None,
     name: str = "rows",
+    *,
+    with_gaps: bool = False,
 ) -> list[Scores]:
     """Scores of every continuation, in the order given. None may be longer than `max_positions`.
 
@@ -276,11 +268,11 @@ def token_scores(
         packed = (Prepared() if prepared is None else prepared).get(
             name, key, lambda: _packed(wanted, tokens_per_batch, branching=branching, sharing=True, **fixed)
         )
-        scores = _score(model, packed)
+        scores = _score(model, packed, with_gaps)
         broken = [i for i, score in enumerate(scores) if not score.finite]
         if broken:
             each = [wanted[i] for i in broken]
-            alone = _score(model, _packed(each, tokens_per_batch, branching=False, sharing=False, **fixed))
-            for i, score in zip(broken, alone, strict=True):
+            alone = _packed(each, tokens_per_batch, branching=False, sharing=False, **fixed)
+            for i, score in zip(broken, _score(model, alone, with_gaps), strict=True):
                 scores[i] = score
     return scores

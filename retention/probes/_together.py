@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from retention.probes import generate as _generate
 from retention.probes import score as _score
 from retention.probes._drafts import Ids, checked, continuations_of, settle
-from retention.probes._forward import max_positions, token_scores
+from retention.probes._forward import max_positions
 from retention.probes._prepared import Encodings, Prepared
 from retention.probes._rows import Continuation
+from retention.probes._twice import scores_of
 from retention.types import Question, Reading
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ def together(
     limit, ends = max_positions(model), _generate.end_tokens(model, tokenizer)
     key = (score, generate, tokenizer, tuple(questions), limit, ends)
     plan = prepared.get("plan", key, lambda: _plan(score, generate, tokenizer, questions, limit, ends))
-    found = dict(zip(plan.wanted, token_scores(model, plan.wanted, score.tokens_per_batch, prepared), strict=True))
-    scored = plan.scored.measures(found)
+    read = scores_of(model, plan.wanted, plan.scored.rivals, score.tokens_per_batch, prepared, plan.guesses)
+    found, scored = read.scores, plan.scored.measures(read)
     if generate is None or plan.continued is None:
         return [
             Reading(question_id=name, step=step, **measures) for name, measures in zip(plan.ids, scored, strict=True)

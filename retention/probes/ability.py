@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from retention import half
 from retention.probes._forward import max_positions, token_scores
 from retention.probes._prepared import Prepared
 from retention.probes._rows import Continuation
@@ -58,7 +59,8 @@ def heldout(
     skipped = len(rows) - len(continuations)
     if not continuations:
         return Heldout(loss=None, accuracy=None, n_rows=0, n_tokens=0, n_skipped=skipped, state="no_rows")
-    scores = token_scores(model, continuations, tokens_per_batch, prepared, "held-out rows")
+    with half.products(half.of_readings(), model):
+        scores = token_scores(model, continuations, tokens_per_batch, prepared, "held-out rows")
     n_tokens = sum(len(score.logps) for score in scores)
     if not all(score.finite for score in scores):
         return Heldout(

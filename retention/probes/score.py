@@ -8,15 +8,17 @@ teacher-forced exact match of the editing literature as `all_correct`. Knows no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from retention.probes._forward import Scores, max_positions, token_scores
+from retention import half
+from retention.probes._forward import Scores, max_positions
 from retention.probes._prepared import Asking, Encodings
 from retention.probes._rows import Continuation
+from retention.probes._twice import Found, Pair, scores_of
 from retention.types import Question, Reading
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class Score(Asking):
         """
         asked = self.asked(questions, Encodings(tokenizer, self.chat), max_positions(model))
         wanted = tuple(dict.fromkeys(asked.continuations))
-        found = dict(zip(wanted, token_scores(model, wanted, self.tokens_per_batch), strict=True))
+        found = scores_of(model, wanted, asked.rivals, self.tokens_per_batch)
         return [
             Reading(question_id=question.id, step=step, **measures)
             for question, measures in zip(questions, asked.measures(found), strict=True)
@@ -84,12 +86,20 @@ class Asked:
         """All that are to be scored, in the order of the questions."""
         return [c for pair in self.pairs for c in pair if isinstance(c, Continuation)]
 
-    def measures(self, found: Mapping[Continuation, Scores]) -> list[dict[str, Any]]:
+    @property
+    def rivals(self) -> list[Pair]:
+        """Answers that are compared with a foil, and the foils."""
+        return [(a, b) for a, b in self.pairs if isinstance(a, Continuation) and isinstance(b, Continuation)]
+
+    def measures(self, found: Found) -> list[dict[str, Any]]:
         """The fields of a `Reading` for each question: its measures, or only its state."""
-        return [_measures(*(found[c] if isinstance(c, Continuation) else c for c in pair)) for pair in self.pairs]
+        return [
+            _measures(*(found.scores[c] if isinstance(c, Continuation) else c for c in pair), found.precision(*pair))
+            for pair in self.pairs
+        ]
 
 
-def _measures(target: Scores | str | None, foil: Scores | str | None) -> dict[str, Any]:
+def _measures(target: Scores | str | None, foil: Scores | str | None, precision: half.Kind) -> dict[str, Any]:
     """From the scores of an answer and a foil, or from why there are none."""
     for score in (target, foil):
         if isinstance(score, str):
@@ -102,6 +112,7 @@ def _measures(target: Scores | str | None, foil: Scores | str | None) -> dict[st
     return {
         "logp_target": target.logp,
         "logp_foil": None if foil is None else foil.logp,
+        "precision": precision,
         "n_target_tokens": n,
         "n_foil_tokens": None if foil is None else len(foil.logps),
         "target_rank": target.ranks[0],
