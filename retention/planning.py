@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retention import estimate, preflight
+import torch
+
+from retention import estimate, half, preflight
 from retention.configs import config_of
 from retention.engines import inline
 from retention.estimate import Need, Shape
-from retention.hours import Clock, add, duration
+from retention.hours import Clock, add, duration, product_speed
 from retention.ids import model_id, provisional
 from retention.model_folder import NotFetched
 from retention.models import HubModel
@@ -83,6 +85,7 @@ def plan(study: Study, store: Store, cache: Path, *, throughput: float | None = 
         for model in models
         if shapes[model] is None
     ]
+    notes += savings(study)
     refusals = []
     if here.accelerator:
         for name, found in needed.items():
@@ -95,6 +98,23 @@ def plan(study: Study, store: Store, cache: Path, *, throughput: float | None = 
         needs={name: sorted(found.items(), key=lambda item: -item[1].total) for name, found in needed.items()},
         refusals=refusals,
     )  # fmt: skip
+
+
+def savings(study: Study) -> list[str]:
+    """What bfloat16 would save where this machine has it and the study does not use it."""
+    used = {
+        "edit": all(run.settings.precision.edit == "bfloat16" for run in study.runs),
+        "train": all(t.trainer.get("bf16") or t.trainer.get("fp16") for run in study.runs for t in run.settings.tunes),
+        "read": all(run.settings.precision.read == "bfloat16" for run in study.runs),
+    }
+    could = [stage for stage, already in used.items() if not already]
+    if not could or not half.native():
+        return []
+    times = product_speed(torch.bfloat16) / product_speed(torch.float32)
+    wanted = ", ".join(f"{stage}: bfloat16" for stage in could)
+    return [
+        f"bfloat16 products are {times:.1f} times as fast as float32's here: precision: {{{wanted}}} would use them"
+    ]
 
 
 def text(plan: Plan) -> Iterator[str]:

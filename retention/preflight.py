@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from retention import trainers
+from retention import half, trainers
 from retention.adapters import Adapter, Full, tried
 from retention.configs import config_of
 from retention.data import rows_of
@@ -115,6 +115,7 @@ def remarks(study: Study) -> list[str]:
     return (
         _cuts(study)
         + unlike
+        + _slow(study)
         + [
             f"{study.name}: mitigations: {name} acts on what the edit changed, and editor {editor} changes no weight: "
             f"there it does nothing{instead}"
@@ -140,6 +141,23 @@ def _cuts(study: Study) -> list[str]:
             where = f"{study.name}: tune.data: {t.data.name}, {objective.name}, seed {run.settings.seed}"
             said[task] = told and f"{where}: {told}"
     return [line for line in said.values() if line]
+
+
+def _slow(study: Study) -> list[str]:
+    """What takes long because this machine has no bfloat16 products."""
+    halved = {which for run in study.runs if not half.native() and (which := _halved(run))}
+    return [
+        f"{study.name}: {which} asks for bfloat16, which this machine does not multiply in hardware: there it takes "
+        "several times as long as float32"
+        for which in sorted(halved)
+    ]
+
+
+def _halved(run: Run) -> str:
+    """The settings that ask for bfloat16; empty where none does."""
+    s = run.settings
+    stages = [f"precision.{stage}" for stage in ("edit", "read") if getattr(s.precision, stage) == "bfloat16"]
+    return " and ".join(stages + ["tune.trainer.bf16"] * any(t.trainer.get("bf16") for t in s.tunes))
 
 
 def _checks(run: Run) -> Iterator[tuple[str, Any]]:

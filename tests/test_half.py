@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import torch
 
-from retention import half, ids, trainers
+import retention
+from retention import half, ids, planning, preflight, trainers
 from retention.half import WholeHead
 from retention.study import Study
 from retention.types import UserError
-from tests.small_study import TUNE, one
+from tests.small_study import ROME, TUNE, one
 from tests.tiny import build
 
 N, D, V = 23, 16, 97
@@ -154,3 +156,37 @@ def test_training_in_bfloat16_is_one_run_however_it_is_asked_for():
 def test_a_precision_that_is_none_is_refused(settings, said):
     with pytest.raises(UserError, match=said):
         study(**settings)
+
+
+def test_what_this_machine_lacks_is_said(monkeypatch):
+    asks = study(precision={"edit": "bfloat16", "train": "bfloat16"})
+    monkeypatch.setattr(half, "native", lambda: False)
+    (said,) = [line for line in preflight.remarks(asks) if "bfloat16" in line]
+    assert said.startswith("s: precision.edit and tune.trainer.bf16 asks for bfloat16, which this machine does not")
+    assert not [line for line in preflight.remarks(study()) if "bfloat16" in line]
+    monkeypatch.setattr(half, "native", lambda: True)
+    assert not [line for line in preflight.remarks(asks) if "bfloat16" in line]
+
+
+def test_plan_says_what_bfloat16_would_save(monkeypatch):
+    speeds = {torch.bfloat16: 4.0e11, torch.float32: 1.0e11}
+    monkeypatch.setattr(planning, "product_speed", speeds.get)
+    monkeypatch.setattr(half, "native", lambda: True)
+    (said,) = planning.savings(study(precision={"train": "bfloat16"}))
+    assert "4.0 times as fast" in said
+    assert "precision: {edit: bfloat16, read: bfloat16}" in said
+    assert planning.savings(study(precision=dict.fromkeys(("edit", "train", "read"), "bfloat16"))) == []
+    monkeypatch.setattr(half, "native", lambda: False)
+    assert planning.savings(study()) == []
+
+
+def test_a_run_in_bfloat16_says_so(cache, tmp_path):
+    precision = dict.fromkeys(("edit", "train", "read"), "bfloat16")
+    retention.run(study(precision=precision, editor=ROME, probes=["score"]), results=tmp_path, cache=cache)
+    rows = retention.load(tmp_path)
+    assert "float32" in set(rows["precision"]) <= {"float32", "bfloat16"}
+    for name in ("base", "edit", "run"):
+        (file,) = tmp_path.glob(f"{name}s/*/{name}.json")
+        read = json.loads(file.read_text())["read"]
+        assert read["precision"] == "bfloat16"
+        assert 0 < read["share_read_again"] <= 1
