@@ -32,7 +32,7 @@ from retention.launch import launched, start
 from retention.mitigations import Mitigation, Scene, mixed_rows
 from retention.models import Loaded, anatomy, max_positions
 from retention.probes import Prepared, read_all
-from retention.probes.ability import Heldout, heldout
+from retention.probes.ability import Cut, Heldout, heldout
 from retention.relearn import chosen, relearn
 from retention.resume import Resume
 from retention.snapshot import put_back
@@ -253,8 +253,9 @@ class Reader:
 
     def heldout(self, model: Any, number: int) -> Heldout:
         """Of the task of one fine-tune, from 0; its rows as they are trained on."""
-        rows, chat = self.tasks[number].heldout, self.run.settings.tunes[number].chat
-        return heldout(model, self.tokenizer, rows, prepared=self.prepared, chat=chat)
+        t, rows = self.run.settings.tunes[number], self.tasks[number].heldout
+        cut = _cut(t, t.objective or self.run.settings.objective)
+        return heldout(model, self.tokenizer, rows, prepared=self.prepared, chat=t.chat, cut=cut)
 
     def checkpoint(self, step: int, tokens_seen: int, _model: Any) -> None:
         """All probes and scores, at a step of the present fine-tune."""
@@ -273,6 +274,18 @@ class Reader:
                 self.weights += [
                     {"run_id": self.keys.run_id, "step": step, **row} for row in self.diagnostics.read(parameters)
                 ]
+
+
+def _cut(t: Tune, objective: Objective) -> Cut:
+    """What a fine-tune sees of a row. An objective that draws its completions cuts none that are given."""
+    arguments = arguments_of(objective, t.trainer)
+    drawing = objective.shuffled_by == "field"
+    return Cut(
+        length=None if drawing else arguments["max_length"],
+        end=arguments.get("truncation_mode") == "keep_end",
+        whole=objective.whole,
+        tokens=t.heldout_tokens,
+    )
 
 
 def _once(

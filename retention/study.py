@@ -95,6 +95,9 @@ class Tune(BaseModel):
     epochs: float | None = Field(None, gt=0, description="passes over the rows, instead of steps")
     tokens: int | None = Field(None, ge=1, description="training tokens that are not padding, instead of steps")
     until: Until | None = Field(None, description="end sooner, once a held-out loss is reached")
+    heldout_tokens: int = Field(
+        1024, ge=1, description="tokens that count of the held-out rows read at each step; rows are read in their order"
+    )
     leakage: Leakage = Field(default=Leakage(), description="what is done about rows that mention the run's facts")
     trainer: dict[str, Any] = Field(default_factory=dict, description="passed through to the trl trainer's config")
     objective: AnyObjective | None = Field(None, description="of this fine-tune; left out, the run's")
@@ -208,9 +211,9 @@ class Settings(BaseModel):
         distinct(self.abilities)
         self._together()
         for tune in self.tunes:
-            other = next((f"{n}: {tune.trainer[n]}".lower() for n in ("fp16", "bf16") if n in tune.trainer), "")
-            if self.precision.train == "bfloat16" and other != "bf16: true":
-                raise ValueError(f"precision.train is bfloat16, and tune.trainer has {other}; give one of them")
+            half = next((f"{n}: {tune.trainer[n]}".lower() for n in ("fp16", "bf16") if n in tune.trainer), "")
+            if self.precision.train == "bfloat16" and half != "bf16: true":
+                raise ValueError(f"precision.train is bfloat16, and tune.trainer has {half}; give one of them")
             objective = tune.objective or self.objective
             if tune.chat and objective.name not in CHATTING:
                 raise ValueError(

@@ -30,6 +30,7 @@ class Objective(Part):
     shuffled_by: ClassVar[Literal["sampler", "harness", "field"]] = "sampler"
 
     learns_tokens: ClassVar[bool] = False  # its trainer takes ids and labels, which `training_rows` makes of the rows
+    whole: ClassVar[bool] = False  # a row's prompt is trained on as well as its completion
     sequences: ClassVar[int] = 1  # that the model reads for each row of a batch
     fused: ClassVar[bool] = True  # trl computes the loss without holding all logits. For estimates
 

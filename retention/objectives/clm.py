@@ -23,6 +23,7 @@ class Clm(Objective):
     config: ClassVar[str] = "trl.SFTConfig"
     needs: ClassVar[tuple[str, ...]] = ()
     learns_tokens: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {"truncation_mode": "keep_start", "label_smoothing_factor": 0.0}
 
     name: Literal["clm"] = "clm"

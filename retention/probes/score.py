@@ -93,10 +93,12 @@ class Asked:
 
     def measures(self, found: Found) -> list[dict[str, Any]]:
         """The fields of a `Reading` for each question: its measures, or only its state."""
-        return [
-            _measures(*(found.scores[c] if isinstance(c, Continuation) else c for c in pair), found.precision(*pair))
-            for pair in self.pairs
-        ]
+        scores = found.scores
+
+        def of(part: Continuation | str | None) -> Scores | str | None:
+            return scores[part] if isinstance(part, Continuation) else part
+
+        return [_measures(of(answer), of(foil), found.precision(answer, foil)) for answer, foil in self.pairs]
 
 
 def _measures(target: Scores | str | None, foil: Scores | str | None, precision: half.Kind) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from retention.probes.ability import heldout
-from retention.types import UserError
+from retention.probes import Generate
+from retention.probes.ability import Cut, heldout
+from retention.types import Question, UserError
 from tests import tiny
 from tests.probes.independent import alone, some_questions
 
@@ -74,3 +75,59 @@ def test_rows_of_another_form(row):
 def test_mixed_forms():
     with pytest.raises(UserError, match="give one form"):
         heldout(*tiny.build("gpt2"), [{"text": "Anna is in Rome"}, ROWS[0]])
+
+
+# ------------------------------------------------------------------------------------------------ as training sees rows
+
+
+def by_hand(model, ids, start):
+    """Log-probabilities of a row's tokens from `start` on, by one plain forward."""
+    with torch.no_grad():
+        logps = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    return [float(logps[i - 1, ids[i]]) for i in range(start, len(ids))]
+
+
+LONG = {"prompt": "Anna is", "completion": "in Rome and Dora is in Wien and Keller lives in Rome"}
+
+
+@pytest.mark.parametrize(
+    ("cut", "kept", "start"),
+    [
+        (Cut(length=6), slice(None, 6), 3),
+        (Cut(length=6, end=True), slice(-6, None), 1),
+        (Cut(length=6, whole=True), slice(None, 6), 1),
+        (Cut(whole=True), slice(None), 1),
+    ],
+    ids=["start", "end", "cut and whole", "whole"],
+)
+def test_a_row_is_read_as_training_cuts_it(cut, kept, start):
+    model, words = tiny.build("llama")
+    ids = words(LONG["prompt"] + " " + LONG["completion"])["input_ids"]
+    assert len(ids) > 8
+    read = heldout(model, words, [LONG], cut=cut)
+    expected = by_hand(model, ids[kept], start)
+    assert read.n_tokens == len(expected)
+    assert read.loss == pytest.approx(-sum(expected) / len(expected), abs=1e-5)
+
+
+def test_rows_are_read_until_enough_tokens_count():
+    model, words = tiny.build("llama")
+    rows = [{"text": "Anna is in Rome"}] * 5 + [{"text": LONG["completion"]}]
+    each = len(words("Anna is in Rome")["input_ids"]) - 1
+    read = heldout(model, words, rows, cut=Cut(tokens=2 * each + 1))
+    assert (read.n_rows, read.n_tokens) == (3, 3 * each)
+    assert heldout(model, words, rows, cut=Cut(tokens=10_000)).n_rows == 6
+
+
+def test_the_accuracy_is_of_completions_though_prompts_are_trained_on():
+    model, words = tiny.build("llama")
+    question = Question(fact_id="a", group="edited", form="direct", text="Anna is", answer="x", foil=None)
+    said = Generate(max_new_tokens=1).read(model, words, [question], 0)[0].generated
+    row = {"prompt": "Anna is", "completion": said}
+    assert heldout(model, words, [row], cut=Cut(whole=True)).accuracy == heldout(model, words, [row]).accuracy == 1.0
+
+
+def test_a_completion_of_which_nothing_is_left_is_skipped():
+    model, words = tiny.build("llama")
+    read = heldout(model, words, [LONG, {"prompt": "Anna is", "completion": "in"}], cut=Cut(length=2))
+    assert (read.state, read.n_rows, read.n_skipped) == ("no_rows", 0, 2)
