@@ -41,6 +41,7 @@ NEEDS_MORE = {
     "corda": "is worked out from activations, which a training of its own would have to gather",
     "loftq": "is for quantised weights, and these are float32",
 }
+MIXTURE = "a mixture of experts has no single matrices in its MLPs for an adapter to sit on; use targets: attention"
 OWNED = ("target_modules", "task_type", "peft_type", "inference_mode", "base_model_name_or_path", "revision")
 
 
@@ -161,6 +162,8 @@ class Adapter(Part):
         """Names of the modules that are adapted, by which peft finds them in every block."""
         if not isinstance(self.targets, tuple):
             kinds = ("mlp", "attention") if self.targets == "all" else (self.targets,)
+            if not any(projections[kind] for kind in kinds):
+                raise UserError(f"adapter {self.name}: targets: {MIXTURE}")
             return sorted({leaf for kind in kinds for leaf in projections[kind]})
         self._found(model, self.targets, "targets")
         head = model.get_output_embeddings()
@@ -234,6 +237,23 @@ def tried(adapter: Full | Adapter, config: PreTrainedConfig) -> tuple[PreTrained
             # It computes with the weights: let it have some, of one block.
             few = adapter.wrap(_blank(config, small=True), projections)
             return few, places, int(config.get_text_config().num_hidden_layers)
+
+
+def refuse_mixture(config: PreTrainedConfig) -> None:
+    """Raises UserError if the architecture's MLPs are mixtures of experts."""
+    from retention import models
+
+    if "expert" in config.to_json_string().lower():  # a cheap look: to build a deep architecture takes a second
+        models.refuse_mixture(_once("blank" + config.to_json_string(), lambda: _blank(config, small=False)))
+
+
+def mixes_experts(config: PreTrainedConfig) -> bool:
+    """Whether the architecture's MLPs are mixtures of experts."""
+    try:
+        refuse_mixture(config)
+    except UserError:
+        return True
+    return False
 
 
 def _blank(config: PreTrainedConfig, *, small: bool) -> PreTrainedModel:

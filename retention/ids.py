@@ -28,7 +28,7 @@ from retention.presets import set_aside
 from retention.study import Run, Settings, Tune
 from retention.trainer_fields import keyed
 from retention.trainers import library_defaults
-from retention.types import Missing, content_id
+from retention.types import Missing, UserError, content_id
 
 # Version of each stage's algorithm: raised when its numbers change, so that old artefacts are not taken for new ones.
 VERSIONS = {"prepare": 3, "edit": 3, "tune": 3}
@@ -37,7 +37,11 @@ _version = lru_cache(importlib.metadata.version)
 
 
 def versions(*names: str) -> dict[str, str]:
-    return {name: _version(name) for name in names}
+    """Installed versions by name. Raises UserError for a package that is not installed."""
+    try:
+        return {name: _version(name) for name in names}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(f"the package {error.name} is not installed; pip install {error.name}") from None
 
 
 _absent: ContextVar[dict[str, Missing] | None] = ContextVar("absent", default=None)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from retention.cache_folders import file_digest
 from retention.fetch import MODELS, fetched
@@ -50,6 +51,7 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
     if (folder.suffix == ".gguf" and folder.is_file()) or str(name) in MODELS:
         return _of_gguf(folder, str(name), revision)
     if folder.is_dir():
+        refuse_adapter(folder)
         if not (folder / "config.json").is_file():
             raise UserError(f"model: {folder} has no config.json, so it is not a model folder")
         return folder
@@ -78,6 +80,38 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
     if here and not _whole(found):  # only some of its files were fetched
         raise NotFetched(_not_here(text, revision))
     return found
+
+
+def tokenizer_of(folder: Path) -> Any:
+    """The folder's tokenizer, by AutoTokenizer unless the folder says that its tokenizer is of no family.
+
+    AutoTokenizer goes by the model's type for some (qwen2), and would cut such a tokenizer's texts as that family does.
+    """
+    import transformers
+
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not isinstance(settings, dict):
+        raise ValueError("its tokenizer_config.json is no JSON object")
+    own = settings.get("tokenizer_class")
+    plain = own in ("PreTrainedTokenizerFast", "TokenizersBackend") and (folder / "tokenizer.json").is_file()
+    loader: Any = transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
+    return loader.from_pretrained(folder, trust_remote_code=False)
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raises UserError if the folder is a peft adapter: transformers would load another folder's model for it."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return
+    try:
+        base = str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])[:80]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = "BASE"
+    raise UserError(
+        f"model: {folder} is a peft adapter, not a whole model: merge it into {base} first "
+        f"(PeftModel.from_pretrained(model, {str(folder)!r}).merge_and_unload().save_pretrained(OUT)) and give OUT"
+    )
 
 
 def _of_gguf(path: Path, name: str, revision: str | None) -> Path:

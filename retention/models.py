@@ -7,7 +7,6 @@ Knows nothing about facts or edits.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,14 +18,14 @@ from torch import Tensor, nn
 
 from retention.explain import nearest
 from retention.hooks import BlockCalls, StopForward, first, on_input, on_output, recording, stopped, undisturbed
-from retention.model_folder import content_hash, resolve
+from retention.model_checks import check_folder
+from retention.model_folder import content_hash, resolve, tokenizer_of
 from retention.types import Part, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 # ------------------------------------------------------------------------------------------------------ loading
@@ -68,10 +67,7 @@ def load_model(
     if dtype not in DTYPES:
         raise UserError(f"dtype: unknown {dtype!r}{nearest(dtype, DTYPES)}")
     folder = resolve(name, revision)
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"model: {folder} has no *.safetensors file; save it with save_pretrained(folder) first")
-    if not any((folder / name).is_file() for name in TOKENIZERS):
-        raise UserError(f"model: {folder} holds no tokenizer; save it there with tokenizer.save_pretrained(folder)")
+    check_folder(folder)
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -82,7 +78,7 @@ def load_model(
         both: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"model: {folder} does not hold a causal language model that can be loaded: {reason}"
@@ -100,6 +96,8 @@ def load_model(
         raise UserError(f"model: {folder} holds no tokenizer; save it there with tokenizer.save_pretrained(folder)")
     if not tokenizer.is_fast:
         raise UserError(f"model: {folder} has no fast tokenizer (tokenizer.json), and places in a text need one")
+    if any(not bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise UserError(f"model: {folder}: weights are too large for {dtype}; use dtype: bfloat16 or float32")
     model = model.float().to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     content = content_hash(folder)
     if dtype != "float32":
@@ -108,23 +106,6 @@ def load_model(
     text = corpus.read_text(encoding="utf-8") if corpus.is_file() else ""
     lines = text.removesuffix("\n").split("\n") if text else []  # not splitlines(): a passage may hold U+2028
     return Loaded(model, tokenizer, content, tuple(lines), folder, dtype)  # type: ignore[arg-type]  # is_fast was checked
-
-
-def tokenizer_of(folder: Path) -> Any:
-    """The folder's tokenizer, by AutoTokenizer unless the folder says that its tokenizer is of no family.
-
-    AutoTokenizer goes by the model's type for some (qwen2), and would cut such a tokenizer's texts as that family does.
-    """
-    import transformers
-
-    file = folder / "tokenizer_config.json"
-    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if not isinstance(settings, dict):
-        raise ValueError("its tokenizer_config.json is no JSON object")
-    own = settings.get("tokenizer_class")
-    plain = own in ("PreTrainedTokenizerFast", "TokenizersBackend") and (folder / "tokenizer.json").is_file()
-    loader: Any = transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
-    return loader.from_pretrained(folder, trust_remote_code=False)
 
 
 # ------------------------------------------------------------------------------------------------------ anatomy
@@ -153,12 +134,16 @@ class Anatomy:
     tuples: bool  # blocks return tuples
     logit_softcap: float | None  # logits = cap * tanh(logits / cap)
     logit_scale: float  # logits are multiplied by it
+    mixture: str | None = None  # why it has no single second matrix: `down` is then the experts' module
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         return [model.get_submodule(self.block.format(layer)) for layer in range(self.layers)]
 
     def down_module(self, model: nn.Module, layer: int) -> nn.Module:
+        """The MLP's second matrix. Raises UserError for a layer that is not there, and for a mixture of experts."""
         self.check(layer)
+        if self.mixture is not None:
+            raise UserError(self.mixture)
         return model.get_submodule(self.down.format(layer))
 
     def check(self, layer: int) -> int:
@@ -198,15 +183,31 @@ def _weight(module: nn.Module) -> nn.Parameter:
 def anatomy(model: PreTrainedModel) -> Anatomy:
     """Find the places by running the first block on two tokens.
 
-    The block's last matrix in order of use is the MLP's second one, its first belongs to attention. Raises UserError
-    for mixtures of experts and for blocks that have no single such matrix, with the reason.
+    The block's last matrix in order of use is the MLP's second one, its first belongs to attention; of a mixture of
+    experts only attention's matrices are told. Raises UserError for blocks that have no such matrices, with the reason.
     """
     config = model.config.get_text_config()
     path, blocks = _find_blocks(model, config)
-    _refuse_experts(config, blocks)
+    experts = _experts(blocks)
     with undisturbed(model), torch.no_grad():
         first_call = _first_call(model, blocks)
+        if experts is not None:
+            return _examine_mixture(model, config, path, blocks, *first_call, experts)
         return _examine(model, config, path, blocks, *first_call)
+
+
+def single_mlps(model: PreTrainedModel) -> Anatomy:
+    """The places, for what needs a single second matrix of each MLP. Raises UserError for a mixture of experts."""
+    refuse_mixture(model)
+    return anatomy(model)
+
+
+def refuse_mixture(model: PreTrainedModel) -> None:
+    """Raises UserError for a mixture of experts; also for a model without values."""
+    config = model.config.get_text_config()
+    _, blocks = _find_blocks(model, config)
+    if (experts := _experts(blocks)) is not None:
+        raise UserError(_no_single_matrix(experts, config))
 
 
 def last_mlp(model: PreTrainedModel) -> nn.Module:
@@ -234,15 +235,22 @@ def _find_blocks(model: nn.Module, config: Any) -> tuple[str, list[nn.Module]]:
     return min(found, key=lambda item: item[0].count("."))
 
 
-def _refuse_experts(config: Any, blocks: list[nn.Module]) -> None:
-    for layer, block in enumerate(blocks):
+def _experts(blocks: list[nn.Module]) -> str | None:
+    """The part of a block that is a mixture of experts, by its name in the block; None where no block has one."""
+    for block in blocks:
         for name, module in block.named_modules():
             kind = type(module).__name__.lower()
             if isinstance(module, nn.ModuleList) or "expert" in name.lower() or "expert" in kind or "moe" in kind:
-                raise UserError(
-                    f"block {layer} holds a mixture of experts ({name}): there is no single matrix that a fact's MLP "
-                    f"output comes from, so {config.model_type!r} models cannot be edited by locate-then-edit"
-                )
+                return name.split(".")[0]
+    return None
+
+
+def _no_single_matrix(part: str, config: Any) -> str:
+    return (
+        f"the blocks' {part!r} is a mixture of experts: there is no single matrix that a fact's MLP output comes from, "
+        f"so {config.model_type!r} models cannot be edited by locate-then-edit; use ft, lora with targets attention, "
+        "freeze_tuning or identity"
+    )
 
 
 def _first_call(model: PreTrainedModel, blocks: list[nn.Module]) -> tuple[BlockCalls, Tensor]:
@@ -298,17 +306,6 @@ def _examine(
         moved = first(block(hidden, *calls.args[0], **calls.kwargs[0])) - first(plain)
     assert plain_shape[-1] == width
 
-    head = model.get_output_embeddings()
-    names = {module: name for name, module in model.named_modules()}
-    owner = model.get_submodule(path.rpartition(".")[0])
-    norm = [
-        n
-        for n, m in owner.named_children()
-        if "norm" in type(m).__name__.lower() and all(p.shape == (width,) for p in m.parameters())
-    ]
-    out = [n for n, m in owner.named_children() if is_matrix(m) and m is not head and m.in_features == width]
-    prefix = names[owner] + "." if names[owner] else ""
-    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     return Anatomy(
         layers=len(blocks),
         hidden=width,
@@ -319,17 +316,77 @@ def _examine(
         down=f"{path}.{{}}.{down}",
         attention_projections=tuple(in_attention),
         mlp_projections=tuple(in_mlp),
-        final_norm=prefix + norm[-1] if norm else None,
-        project_out=prefix + out[-1] if out else None,
-        head=names[head],
         transposed=is_transposed(second),
-        uniform=all({n for n, m in other.named_modules() if is_matrix(m)} == set(order) for other in blocks),
+        uniform=_uniform(blocks, order),
         parallel=torch.equal(keys[0], keys[1]),
         additive=torch.allclose(moved, noise, rtol=1e-3, atol=1e-3),
         tuples=isinstance(plain, (tuple, list)),
-        logit_softcap=getattr(config, "final_logit_softcapping", None),
-        logit_scale=float(scale),
+        **_outputs(model, config, path),
     )
+
+
+def _examine_mixture(
+    model: PreTrainedModel,
+    config: Any,
+    path: str,
+    blocks: list[nn.Module],
+    calls: BlockCalls,
+    hidden: Tensor,
+    experts: str,
+) -> Anatomy:
+    """Attention's matrices, and where the experts are; nothing that depends on a single second matrix."""
+    block = blocks[0]
+    matrices = {m: n for n, m in block.named_modules() if is_matrix(m) and n.split(".")[0] != experts}
+    order: list[str] = []
+    with _Uses(matrices, order):
+        plain = block(hidden, *calls.args[0], **calls.kwargs[0])
+    if not order:
+        raise UserError(f"{type(model).__name__}: a block uses no matrix besides its experts; expected attention")
+    where = f"{path}.{{}}.{experts}"
+    return Anatomy(
+        layers=len(blocks),
+        hidden=config.hidden_size,
+        mlp_width=0,
+        block=f"{path}.{{}}",
+        attention=f"{path}.{{}}.{order[0].rpartition('.')[0]}",
+        mlp=where,
+        down=where,
+        attention_projections=tuple(dict.fromkeys(order)),
+        mlp_projections=(),
+        transposed=False,
+        uniform=_uniform(blocks, [n for n, m in block.named_modules() if is_matrix(m)]),
+        parallel=False,
+        additive=False,
+        tuples=isinstance(plain, (tuple, list)),
+        mixture=_no_single_matrix(experts, config),
+        **_outputs(model, config, path),
+    )
+
+
+def _uniform(blocks: list[nn.Module], names: list[str]) -> bool:
+    return all({n for n, m in other.named_modules() if is_matrix(m)} == set(names) for other in blocks)
+
+
+def _outputs(model: PreTrainedModel, config: Any, path: str) -> dict[str, Any]:
+    """What comes after the blocks, as fields of Anatomy."""
+    head, width = model.get_output_embeddings(), config.hidden_size
+    names = {module: name for name, module in model.named_modules()}
+    owner = model.get_submodule(path.rpartition(".")[0])
+    norm = [
+        n
+        for n, m in owner.named_children()
+        if "norm" in type(m).__name__.lower() and all(p.shape == (width,) for p in m.parameters())
+    ]
+    out = [n for n, m in owner.named_children() if is_matrix(m) and m is not head and m.in_features == width]
+    prefix = names[owner] + "." if names[owner] else ""
+    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+    return {
+        "final_norm": prefix + norm[-1] if norm else None,
+        "project_out": prefix + out[-1] if out else None,
+        "head": names[head],
+        "logit_softcap": getattr(config, "final_logit_softcapping", None),
+        "logit_scale": float(scale),
+    }
 
 
 class _Uses:
@@ -356,6 +413,17 @@ def max_positions(model: PreTrainedModel) -> int | None:
 
 
 def down_parameter(model: PreTrainedModel, layer: int) -> tuple[str, nn.Parameter]:
-    """Name and parameter of the MLP's second matrix in a layer. Raises UserError for a layer that is not there."""
+    """Name and parameter of the MLP's second matrix in a layer; of a mixture of experts that of all its experts.
+
+    Raises UserError for a layer that is not there, and for experts that are not held in one tensor.
+    """
     places = anatomy(model)
-    return f"{places.down.format(layer)}.weight", _weight(places.down_module(model, layer))
+    places.check(layer)
+    if places.mixture is None:
+        return f"{places.down.format(layer)}.weight", _weight(places.down_module(model, layer))
+    within = places.down.format(layer)
+    # Registered in order of use: gate and up (or both in one), then the second matrices [experts, ., .].
+    stacked = [(n, p) for n, p in model.get_submodule(within).named_parameters(prefix=within) if p.ndim == 3]
+    if not stacked:
+        raise UserError(f"{within}: its experts are not held in one tensor, so no single one can be trained")
+    return stacked[-1]

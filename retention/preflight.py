@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from retention import half, trainers
-from retention.adapters import Adapter, Full, tried
+from retention.adapters import MIXTURE, Adapter, Full, mixes_experts, refuse_mixture, tried
 from retention.configs import config_of
 from retention.data import rows_of
 from retention.data.files import read_lines
@@ -21,6 +21,7 @@ from retention.facts import pool_of
 from retention.facts.draw import apart
 from retention.ids import corpus_files
 from retention.mitigations import Freeze, Rehearsal, Replay
+from retention.model_checks import check_folder
 from retention.models import HubModel, resolve, tokenizer_of
 from retention.objectives import Objective, Sft
 from retention.presets import choice, remark, set_aside, settle
@@ -28,7 +29,7 @@ from retention.study import Run, Study, Tune
 from retention.tokens import turn
 from retention.trainer_fields import arguments_of
 from retention.training_rows import RowCounts, training_rows
-from retention.types import Delta, UserError
+from retention.types import Delta, Missing, UserError
 
 WITHOUT_UPDATE = ("identity", "ptuning")  # editors that change no weight
 _CHATLESS: Any = SimpleNamespace(chat_template=None)  # tokenizers of the models that are made here
@@ -44,17 +45,28 @@ def examine(study: Study) -> dict[str, UserError]:
     """Every mistake that can be found without loading a model; a `Missing` is only that something is not here."""
     found: dict[str, UserError] = {}
     seen: set[str] = set()
+    unusable: set[Any] = set()  # models: what else would be said of them only repeats it
     for run in settled(study).runs:
-        for what, probe in _checks(run):
-            if what in seen:
+        for what, probe in (("model", lambda run=run: _model(run.settings.model)), *_checks(run)):
+            model = run.settings.model
+            key = what + model.model_dump_json() if what == "model" else what
+            if key in seen or model in unusable:
                 continue
-            seen.add(what)
+            seen.add(key)
             try:
                 probe()
             except UserError as error:
+                if what == "model" and not isinstance(error, Missing):
+                    unusable.add(model)
                 for line in str(error).splitlines():
                     found[f"{study.name}: {line}"] = error
     return found
+
+
+def _model(model: Any) -> None:
+    """The model's folder can be used as it is; a model that is made here is sound."""
+    if isinstance(model, HubModel):
+        check_folder(resolve(model.name, model.revision))
 
 
 def settled(study: Study) -> Study:
@@ -248,9 +260,14 @@ def _facts(run: Run) -> None:
 def _layers(run: Run) -> None:
     """Layers of the editor and of freeze lie within the model; texts for the covariance of keys are there."""
     s = run.settings
-    layers = int(config_of(s.model).get_text_config().num_hidden_layers)
+    config = config_of(s.model)
+    layers = int(config.get_text_config().num_hidden_layers)
     _covariance(run)
     editor = _writer(run)
+    if getattr(editor, "single_mlps", False):
+        refuse_mixture(config)
+    if getattr(editor, "targets", None) == "mlp" and mixes_experts(config):
+        raise UserError(f"editor: {editor.name}: targets: {MIXTURE}")
     last = getattr(editor, "last", 1)
     if last > layers and getattr(editor, "layers", None) is None:
         raise UserError(f"editor: {editor.name}.last: {last} blocks of a model that has {layers}")

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from retention.hooks import BlockCalls, dry_run, on_input, on_output, undisturbed
-from retention.models import Anatomy, anatomy, max_positions
+from retention.models import Anatomy, max_positions, single_mlps
 from retention.tokens import encode, join, subject_span
 from retention.types import Fact, Part, UserError, content_id
 
@@ -140,7 +140,7 @@ def trace(
     Raises UserError if the model knows none of the facts, or if its blocks cannot be run one by one.
     """
     settings = settings or TracingSettings()
-    places = anatomy(model)
+    places = single_mlps(model)
     prompts = [_prompt(tokenizer, fact) for fact in facts]
     limit = max_positions(model)
     for prompt in prompts:

@@ -42,6 +42,8 @@ class WeightEditor(Part, ABC):
     open: ClassVar[frozenset[str]] = frozenset()  # settings that a preset must give where the user does not
     alternatives: ClassVar[frozenset[str]] = frozenset()  # of these one is given, by the user or by a preset
 
+    single_mlps: ClassVar[bool] = False  # it needs a single second matrix of each MLP: no mixture of experts
+
     postprocess: tuple[Postprocessor, ...] = ()  # applied to the update in order, e.g. [{name: rect, keep: 0.4}]
 
     @property

@@ -21,7 +21,7 @@ from retention.editors._rows import Row, batches
 from retention.editors._saved import weights_hash, with_cache
 from retention.editors._solve import Metric
 from retention.hooks import BlockCalls, dry_run, on_input, on_output, stopped
-from retention.models import Anatomy, anatomy
+from retention.models import Anatomy, single_mlps
 from retention.progress import tell
 from retention.tokens import encode
 from retention.types import Part, UserError
@@ -79,7 +79,7 @@ def covariances(
             "this editor needs texts for the covariance of keys, and the corpus is empty: give a corpus, "
             "or switch the covariance off with covariance.tokens=0"
         )
-    places = anatomy(model)
+    places = single_mlps(model)
     for layer in layers:
         places.check(layer)
     rows = _sample(tokenizer, corpus, settings)

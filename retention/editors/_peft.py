@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from retention.adapters import Adapter
+from retention.adapters import MIXTURE, Adapter
 from retention.models import anatomy, is_transposed
 from retention.types import Delta, LowRank, UserError
 
@@ -37,6 +37,8 @@ def target_modules(model: PreTrainedModel, targets: str | Sequence[str], layers:
     chosen = range(places.layers) if layers is None else [places.check(layer) for layer in layers]
     every = [f"{places.block.format(layer)}.{name}" for layer in chosen for name in groups["all"]]
     if isinstance(targets, str):
+        if not groups[targets]:
+            raise UserError(f"targets: {MIXTURE}")
         return [f"{places.block.format(layer)}.{name}" for layer in chosen for name in groups[targets]]
     leaves = sorted({name.rpartition(".")[2] for name in every})
     for target in targets:

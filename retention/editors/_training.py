@@ -158,7 +158,7 @@ def block_parameters(
     places = anatomy(model)
     chosen = {
         "all": ("",),
-        "mlp": tuple(f"{name}." for name in places.mlp_projections),
+        "mlp": tuple(f"{name}." for name in places.mlp_projections or [places.mlp.removeprefix(f"{places.block}.")]),
         "attention": tuple(f"{name}." for name in places.attention_projections),
     }[what]
     starts = tuple(f"{places.block.format(places.check(layer))}.{name}" for layer in layers for name in chosen)

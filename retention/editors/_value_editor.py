@@ -6,7 +6,7 @@ Each editor says which settings its paper has; the others are the same in all of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -22,6 +22,8 @@ Clamp = Annotated[float, Field(gt=0, description="|delta| <= this times |v0|")]
 
 class ValueEditor(WeightEditor):
     """An editor whose update makes one layer, or the last of several, give v* at the subjects."""
+
+    single_mlps: ClassVar[bool] = True
 
     # None, where an editor allows it: what the model's preset has.
     v_steps: Steps | None

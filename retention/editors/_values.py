@@ -20,7 +20,7 @@ from retention.editors._batch import FastBatch, FullBatch, Site, States
 from retention.editors._rows import Row, anchor_rows, batches, merged, statement_rows
 from retention.editors._saved import weights_hash, with_cache
 from retention.estimate import fixed_tokens, token_bytes
-from retention.models import Anatomy, anatomy, max_positions
+from retention.models import Anatomy, max_positions, single_mlps
 from retention.progress import tell
 from retention.types import Edit, UserError
 
@@ -76,7 +76,7 @@ def target_values(
     the model and the settings only, never on the memory that happens to be free. The model must be in eval mode,
     without parameter gradients. Raises UserError where a group does not fit into the memory that is available.
     """
-    places = anatomy(model)
+    places = single_mlps(model)
     places.check(layer)
     rows = merged(statement_rows(tokenizer, edits, prefixes) + anchor_rows(tokenizer, edits))
     longest = max(rows, key=lambda row: len(row.ids))

@@ -30,7 +30,7 @@ from retention.editors._solve import Update
 from retention.editors._spread import site_for, spread
 from retention.editors._value_editor import Clamp, Decay, Rate, Steps, ValueEditor, diagnosed
 from retention.editors._values import target_values
-from retention.models import Anatomy, anatomy
+from retention.models import Anatomy, single_mlps
 from retention.types import Delta, Edit, EditResult, UserError
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class AlphaEdit(ValueEditor):
         state: that of the result of the last batch, whose edits `model` then holds. Raises UserError where the
         threshold makes no direction, or every one, part of the null space.
         """
-        places, ridge = anatomy(model), self.ridge
+        places, ridge = single_mlps(model), self.ridge
         assert ridge is not None, "filled in by a preset"
         layers = sorted({places.check(i) for i in self.layers or ()})
         site = site_for(places, layers)

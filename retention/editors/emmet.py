@@ -20,7 +20,7 @@ from retention.editors._solve import Metric, Update
 from retention.editors._spread import site_for, spread
 from retention.editors._value_editor import Clamp, Decay, Rate, Steps, ValueEditor, diagnosed
 from retention.editors._values import target_values
-from retention.models import anatomy
+from retention.models import single_mlps
 from retention.types import Edit, EditResult, UserError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Emmet(ValueEditor):
         cache: Path | None,
     ) -> EditResult:
         """One low-rank update. Diagnostics per edit: see Values, and update_norm."""
-        places = anatomy(model)
+        places = single_mlps(model)
         weight = self.covariance_weight
         assert self.layer is not None, "filled in by a preset"
         assert weight is not None, "filled in by a preset"

@@ -14,7 +14,7 @@ from retention.editors._solve import Metric, Update, least_squares
 from retention.editors._spread import site_for, spread
 from retention.editors._value_editor import Clamp, Decay, Rate, Steps, ValueEditor, diagnosed
 from retention.editors._values import target_values
-from retention.models import anatomy
+from retention.models import single_mlps
 from retention.types import Edit, EditResult
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Memit(ValueEditor):
         cache: Path | None,
     ) -> EditResult:
         """One low-rank update per layer. Diagnostics per edit: see Values, and update_norm (its share, all layers)."""
-        places = anatomy(model)
+        places = single_mlps(model)
         layers = sorted({places.check(i) for i in self.layers or ()})
         site_for(places, layers)  # refuses before any work
         metric = metrics(model, tokenizer, layers, corpus, self.covariance, cache)
@@ -76,7 +76,7 @@ class Memit(ValueEditor):
 
         The model is in eval mode and requires no gradient.
         """
-        places, layers, weight = anatomy(model), sorted(metrics), self.covariance_weight
+        places, layers, weight = single_mlps(model), sorted(metrics), self.covariance_weight
         assert weight is not None, "filled in by a preset"
         site, settings = site_for(places, layers), self.search()
         values = target_values(

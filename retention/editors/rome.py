@@ -22,7 +22,7 @@ from retention.editors._solve import Metric, rank_one_in_order
 from retention.editors._spread import low_rank
 from retention.editors._value_editor import Clamp, Decay, Rate, Steps, ValueEditor, diagnosed
 from retention.editors._values import target_values
-from retention.models import anatomy
+from retention.models import single_mlps
 from retention.types import Delta, Edit, EditResult
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Rome(ValueEditor):
     ) -> EditResult:
         """One LowRank with one term per edit, in order. Diagnostics per edit: see Values, and update_norm."""
         assert self.layer is not None, "filled in by a preset"
-        layer = anatomy(model).check(self.layer)
+        layer = single_mlps(model).check(self.layer)
         metric = metrics(model, tokenizer, [layer], corpus, self.covariance, cache)[layer]
         prefixes = sample_prefixes(model, tokenizer, self.context_lengths, seed)
         return self.write_after(model, tokenizer, edits, layer=layer, metric=metric, prefixes=prefixes, cache=cache)
@@ -84,7 +84,7 @@ class Rome(ValueEditor):
         cache: Path | None = None,
     ) -> EditResult:
         """The same with given prefixes and covariance. The model is in eval mode and requires no gradient."""
-        places = anatomy(model)
+        places = single_mlps(model)
         values = target_values(
             model, tokenizer, edits, layer=layer, site="mlp", settings=self.search(), prefixes=prefixes, cache=cache
         )

@@ -9,6 +9,7 @@ import yaml
 
 from retention import doctor
 from retention.types import UserError
+from tests import tiny_gguf
 from tests.small_study import TUNE, one
 
 
@@ -170,3 +171,18 @@ def test_overrides_count(study, tmp_path):
     path = write(study, corpus="texts.txt")
     assert doctor.missing({"": doctor.needs(path, [], tmp_path)})
     assert not doctor.missing({"": doctor.needs(path, ["~corpus"], tmp_path)})
+
+
+def test_a_gguf_file_is_not_converted_and_a_fetched_model_is_named_with_its_command(study, monkeypatch):
+    pytest.importorskip("gguf")
+    cache = study.parent / "cache"
+    monkeypatch.setenv("RETENTION_CACHE", str(cache))
+    tiny_gguf.write(study.parent / "x.gguf")
+    facts = study.parent / "facts.jsonl"
+    facts.write_text("")
+    settings = {"facts": {"name": "jsonl", "path": str(facts)}}
+    line = by_name(doctor.needs(write(study, model="./x.gguf", **settings), (), cache))["model ./x.gguf"]
+    assert (line.state, "not converted yet" in line.found) == ("note", True)
+    line = by_name(doctor.needs(write(study, model="smollm2", **settings), (), cache))["model smollm2"]
+    assert (line.state, "`retention fetch smollm2`" in line.found) == ("missing", True)
+    assert not cache.exists()

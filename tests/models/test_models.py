@@ -15,7 +15,7 @@ from torch import nn
 
 from retention.hooks import on_input, on_output
 from retention.model_folder import content_hash
-from retention.models import anatomy, down_parameter, last_mlp, load_model
+from retention.models import anatomy, down_parameter, last_mlp, load_model, single_mlps
 from retention.types import UserError
 
 PARALLEL = {"gptj", "gpt_neox", "falcon"}
@@ -118,7 +118,9 @@ def test_mixture_of_experts_is_refused(family: str) -> None:
         _config(family + "Config", **{**tiny.GROUPED, "num_hidden_layers": 2, "num_experts_per_tok": 2}, **experts)
     )
     with pytest.raises(UserError, match="mixture of experts"):
-        anatomy(model)
+        single_mlps(model)
+    with pytest.raises(UserError, match="mixture of experts"):
+        anatomy(model).down_module(model, 0)
 
 
 def test_model_without_attention_and_mlp_is_refused() -> None:
