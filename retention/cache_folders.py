@@ -1,7 +1,8 @@
-"""Folders of the cache that appear whole or not at all, and are checked before they are used.
+"""What the cache holds: folders and files that appear whole or not at all, checked each time they are used.
 
-A folder is written beside its place, its marker last (the hash of every file), and moved there by one rename. Knows
-nothing of what the folders hold.
+A folder is written beside its place, its marker last (the hash of every file), and moved there by one rename. What is
+not as it was written is set aside under another name, with a warning, and computed again. Knows nothing of what the
+folders hold.
 """
 
 from __future__ import annotations
@@ -9,18 +10,19 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from retention.types import UserError
-
 MARKER = "made.json"
+BROKEN = ".broken-"  # in the name of what was set aside
+log = logging.getLogger("retention")
 
 
 def default_cache() -> Path:
@@ -34,7 +36,7 @@ def publish(place: Path, write: Callable[[Path], Mapping[str, Any]]) -> Path:
     """Have `write` fill a folder and move it to `place`; returns `place`.
 
     Of several processes that want the same, one writes and the others wait; what an interrupted one left is removed.
-    `write` returns what the marker records. Raises UserError as `sound` does.
+    `write` returns what the marker records. Others may read the folder as far as the umask lets them.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     with _locked(place.parent / f".{place.name}.lock"):
@@ -42,32 +44,64 @@ def publish(place: Path, write: Callable[[Path], Mapping[str, Any]]) -> Path:
             return place
         for left in place.parent.glob(f".{place.name}-*"):  # under the lock nobody is writing it
             shutil.rmtree(left, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
-        try:
+        with appearing(place) as folder:
             record = dict(write(folder))
             files = {path.name: file_digest(path).hex() for path in sorted(folder.iterdir())}
             text = json.dumps({**record, "files": files}, indent=1)
             (folder / MARKER).write_text(text + "\n", encoding="utf-8")
-            folder.chmod(0o755)
-            os.replace(folder, place)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
     return place
 
 
-def sound(place: Path) -> bool:
-    """Whether the folder is there, every file as it was written.
+@contextmanager
+def appearing(place: Path) -> Iterator[Path]:
+    """Give a folder to fill beside `place`, which becomes `place` by one rename on leaving without an error."""
+    folder = place.with_name(f".{place.name}-{uuid.uuid4().hex[:8]}")
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        share(folder)
+        os.replace(folder, place)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
-    Raises UserError for a folder that was changed: it is left as it is, since the change may be somebody's work.
+
+def sound(place: Path) -> bool:
+    """Return whether the folder is there, every file as it was written.
+
+    A folder that was changed is set aside, not removed: the change may be somebody's work.
     """
     if not place.exists():
         return False
-    if found := _fault(place):
-        raise UserError(f"{place} in the cache is not as it was written: {found}; remove this folder and run again")
+    if found := fault(place):
+        set_aside(place, found)
+        return False
     return True
 
 
-def _fault(place: Path) -> str | None:
+def set_aside(path: Path, why: str) -> None:
+    """Move a broken file or folder of the cache out of the way, and warn."""
+    aside = path.with_name(f".{path.name}{BROKEN}{uuid.uuid4().hex[:8]}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:  # another process was faster
+        return
+    log.warning("%s in the cache is not as it was written: %s; moved to %s, computing it again", path, why, aside.name)
+
+
+def share(path: Path) -> None:
+    """Give a file, or a folder and all in it, the mode that the umask gives new ones.
+
+    safetensors and tempfile write for the owner only, whatever the umask says; a group could not share a cache.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    for item in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        if not item.is_symlink():
+            item.chmod((0o777 if item.is_dir() else 0o666) & ~mask)
+
+
+def fault(place: Path) -> str | None:
+    """Say what differs in a folder from what its marker records; None if nothing does."""
     try:
         files = json.loads((place / MARKER).read_text(encoding="utf-8"))["files"]
         for name, expected in files.items():

@@ -159,7 +159,12 @@ def status(results: Results = Path("results")) -> None:
 
     store = Store(results)
     failed = {(f["stage"], f["key"]): f for f in store.failures()}
+    damaged = False
     for name in store.studies():
+        if found := store.study_fault(name):
+            damaged = True
+            print(f"{name}: {found}")
+            continue
         runs = load(results / name, "runs")
         left = runs[~runs["complete"]]
         print(f"{name}: {len(runs) - len(left)} of {len(runs)} runs complete")
@@ -180,6 +185,8 @@ def status(results: Results = Path("results")) -> None:
         print("`retention run STUDY --retry-failed` tries again what failed")
     if not store.studies():
         print(f"{results}: no study has been run here yet")
+    if damaged:
+        raise Stopped(1, f"`retention verify {results}` names all that is damaged")
 
 
 @app.command()
@@ -242,21 +249,26 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="remove what is broken, and nothing else, so that it is computed again")
     ] = False,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="check the cache (models, covariances, v*) instead of a results folder")
+    ] = False,
 ) -> None:
     """Check every file of a results folder against what was written. Exit code 1 if something is broken."""
-    from retention.engines.verify import remove
+    from retention.cache_folders import default_cache
+    from retention.engines.verify import remove, verify_cache
     from retention.engines.verify import verify as examine
     from retention.store import Store
 
-    store = Store(results)
-    report = examine(store)
+    report = verify_cache(default_cache()) if cache else examine(Store(results))
     for fault in report.faults:
         print(fault.text)
-    print(f"{results}: {report.checked} artefacts checked, {report.files} files, {len(report.broken)} broken")
+    place = default_cache() if cache else results
+    print(f"{place}: {report.checked} artefacts checked, {report.files} files, {len(report.broken)} broken")
     if not report.faults:
         return
     if not repair:
-        raise Stopped(1, f"`retention verify {results} --repair` removes what is broken")
+        what = "--cache" if cache else results
+        raise Stopped(1, f"`retention verify {what} --repair` removes what is broken")
     for path in remove(report):
         print(f"removed {path}")
     print("`retention run STUDY` computes again what is missing")

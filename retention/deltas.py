@@ -10,7 +10,6 @@ import difflib
 import hashlib
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from retention.cache_folders import appearing, share
 from retention.models import DTYPES, Loaded, load_model
 from retention.types import Delta, LowRank, UserError
 
@@ -47,6 +47,7 @@ def save_delta(
     plain = {name: tensor.detach().cpu().float().contiguous() for name, tensor in tensors.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     save_file(plain | (undo or {}), temporary, {"format": "retention-delta", **meta})
+    share(temporary)
     os.replace(temporary, path)
 
 
@@ -223,11 +224,5 @@ def _save(model: PreTrainedModel, loaded: Loaded, folder: Path, dtype: str) -> N
 def _publishing(out: Path) -> Iterator[Path]:
     """A folder that appears under its name when all is written. Raises UserError if the name is taken."""
     room_for(out)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with appearing(out) as folder:
+        yield folder

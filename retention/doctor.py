@@ -251,7 +251,7 @@ def _model(part: Any, cache: Path) -> list[Line]:
         return [_hub_model(part.name, part.revision)]
     what = f"model {part.name}"
     try:
-        folder = cache / ("worlds" if part.name == "world" else part.name) / part.key()
+        folder = part.place(cache)
     except UserError as error:  # its facts are read from files
         return [Line(what=what, found=str(error), state="missing")]
     if folder.is_dir():

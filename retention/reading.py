@@ -121,7 +121,7 @@ def _runs(path: Path) -> tuple[Store, pd.DataFrame]:
     chosen = [study] if study is not None else names
     if not chosen:
         raise UserError(f"{path}: no study has been run here yet")
-    runs = pd.concat([pd.read_parquet(path / name / "runs.parquet").assign(study=name) for name in chosen])
+    runs = pd.concat([store.read_study(name).assign(study=name) for name in chosen])
     runs["complete"] = [store.complete("runs", run_id) for run_id in runs["run_id"]]
     if study is None:
         runs = runs.drop_duplicates("run_id")

@@ -6,7 +6,7 @@
     results/runs/<run_id>/              probes-000100.parquet ...  scores.parquet  training.parquet
                                         (probes-000001-000100.parquet once `retention compact` has put them together)
       each with settings (base.json, edit.json, run.json) and, written last, complete.json with every file's checksum
-    results/<study>/                    study.yaml  runs.parquet
+    results/<study>/                    study.yaml  runs.parquet  checksums.json
     results/failed/<kind>/<id>.json     stages that failed, with the traceback
     results/.work/                      what is being computed: claims, and artefacts that are not complete yet
 
@@ -29,9 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from retention.cache_folders import share
 from retention.types import Question, Reading, UserError
 
 SCHEMA = 2  # of the rows and the layout; raised when files written before could no longer be read
@@ -40,6 +42,7 @@ ADDED = {"lead": "FLOAT", "precision": "VARCHAR"}
 Kind = Literal["bases", "edits", "runs"]
 KINDS: tuple[Kind, ...] = ("bases", "edits", "runs")
 RESERVED = (*KINDS, "failed")  # names that no study can have
+CHECKSUMS = "checksums.json"  # of a study's own two files, in its folder
 SMALL = 1 << 20  # bytes; a quick check compares the checksums of files up to this size, and of others the size alone
 
 _name = pa.dictionary(pa.int32(), pa.string())
@@ -217,6 +220,7 @@ class Store:
             raise
 
     def _mark(self, kind: Kind, folder: Path) -> None:
+        share(folder)
         files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
         mark: dict[str, Any] = {"schema": SCHEMA, "sha256": {name: _checksum(path) for name, path in files.items()}}
         mark["bytes"] = {name: path.stat().st_size for name, path in files.items()}
@@ -316,19 +320,53 @@ class Store:
         return sorted(p.parent.name for p in self.root.glob("*/runs.parquet"))
 
     def write_study(self, name: str, resolved: str, runs: Iterable[Mapping[str, Any]]) -> Path:
-        """Record a study's settings and the keys of its runs, before anything runs. What says so already is left."""
+        """Record a study's settings and the keys of its runs, with their checksums, before anything runs.
+
+        Files that hold the same already stay as they are; damaged ones are written again.
+        """
         if name in RESERVED or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise UserError(
                 f"{name!r}: cannot be a study's name; {', '.join(RESERVED)} are folders of the store itself"
             )
         folder = self.root / name
         folder.mkdir(exist_ok=True)
-        settings, keys, rows = folder / "study.yaml", folder / "runs.parquet", list(runs)
-        if not settings.is_file() or settings.read_text(encoding="utf-8") != resolved:
+        settings, keys, table = folder / "study.yaml", folder / "runs.parquet", table_of(list(runs))
+        if not settings.is_file() or settings.read_bytes() != resolved.encode():
             write_text(settings, resolved)
-        if not keys.is_file() or pq.read_table(keys).to_pylist() != rows:
-            write_table(keys, table_of(rows))
+        if self.study_fault(name) is not None or not pq.read_table(keys).equals(table):
+            write_table(keys, table)
+            write_json(folder / CHECKSUMS, {path.name: _checksum(path) for path in (settings, keys)})
         return folder
+
+    def study_fault(self, name: str) -> str | None:
+        """Say what is wrong with the record of a study, in one line; None if it is as it was written.
+
+        A record without checksums is of an earlier version: its table only has to be readable.
+        """
+        folder = self.root / name
+        sums, keys = folder / CHECKSUMS, folder / "runs.parquet"
+        try:
+            expected = json.loads(sums.read_text(encoding="utf-8")) if sums.is_file() else {}
+            for file in sorted(expected):
+                if _checksum(folder / Path(file).name) != expected[file]:
+                    return f"{folder / file}: checksum mismatch: the file was edited or damaged"
+        except FileNotFoundError as error:
+            return f"{error.filename}: is missing"
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            return f"{sums}: damaged ({type(error).__name__})"
+        try:
+            pq.read_table(keys)
+        except FileNotFoundError:
+            return f"{keys}: is missing"
+        except (OSError, ValueError) as error:
+            return f"{keys}: damaged ({type(error).__name__})"
+        return None
+
+    def read_study(self, name: str) -> pd.DataFrame:
+        """Read the keys of a study's runs. Raises UserError if its record is not as it was written."""
+        if found := self.study_fault(name):
+            raise UserError(f"{found}\n`retention run` of this study writes it again and computes nothing twice")
+        return pd.read_parquet(self.root / name / "runs.parquet")
 
 
 # ------------------------------------------------------------------------------------------------ writing

@@ -61,6 +61,9 @@ class View:
         parts: list[Any] = []
         self.done = True
         for name in names:
+            if name in self.store.studies() and (found := self.store.study_fault(name)):
+                parts += [Text.assemble((name, "bold"), f"  {found}", ""), ""]
+                continue
             runs = load(self.store.root / name, "runs")
             states = self._states(runs)
             self.done &= bool(runs["complete"].all())

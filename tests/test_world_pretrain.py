@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
 
 import pytest
 import torch
 
+from retention.cache_folders import sound
 from retention.facts.files import read_pool
 from retention.types import UserError
 from retention.world import Recipe, WorldModel, settings
@@ -150,21 +153,45 @@ def test_an_interrupted_pretraining_leaves_nothing(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         TINY.folder(tmp_path, progress=stop)
-    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+    assert [p.name for p in tmp_path.rglob("*")] == ["worlds", f".{TINY.key()}.lock"]
 
 
-def test_another_process_may_publish_first(folder, tmp_path):
-    """At our last step the same folder appears, whole: it stays, and ours vanishes."""
+def test_of_two_that_want_the_same_model_one_pretrains(tmp_path):
+    """The second, which begins while the first trains, waits and finds it."""
+    trained, threads = [], []
 
-    def publish(done, total):
-        if done == total:
-            other = tmp_path / "worlds" / TINY.key()
-            other.mkdir(parents=True)
-            (other / "world.json").write_text("theirs")
+    def second():
+        TINY.folder(tmp_path, progress=lambda done, total: trained.append(done))
 
-    out = TINY.folder(tmp_path, progress=publish)
-    assert (out / "world.json").read_text() == "theirs"
-    assert [p.name for p in (tmp_path / "worlds").iterdir()] == [TINY.key()]
+    def start(done, total):
+        if done == 1:
+            threads.append(threading.Thread(target=second))
+            threads[0].start()
+
+    out = TINY.folder(tmp_path, progress=start)
+    threads[0].join()
+    assert trained == []
+    assert sound(out)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "corpus.txt", "world.json", "made.json"])
+def test_a_damaged_world_is_set_aside_and_pretrained_again(folder, tmp_path, caplog, name):
+    out = TINY.place(tmp_path)
+    shutil.copytree(folder, out)
+    path = out / name
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 4
+    path.write_bytes(raw)
+    again = TINY.folder(tmp_path)
+    assert again == out
+    assert (out / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert "not as it was written" in caplog.text
+    assert len(list(out.parent.glob(".*.broken-*"))) == 1
+    path.unlink()  # nor is one that lost a file, its marker too, pretrained more than once
+    TINY.folder(tmp_path)
+    steps: list[int] = []
+    TINY.folder(tmp_path, progress=lambda done, total: steps.append(done))
+    assert steps == []
 
 
 def test_batches_keep_the_budget_and_every_sentence():

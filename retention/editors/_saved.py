@@ -1,13 +1,12 @@
-"""Intermediate values kept by content: equal weights, texts and settings find them again, nothing else does.
+"""Cache intermediate values by content: equal weights, texts and settings find them again, nothing else does.
 
-Knows nothing about what is kept. Files appear whole or not at all.
+Knows nothing of what the values are. Files appear whole or not at all, and hold a hash of their tensors, which is
+checked when they are read: a flipped bit in a covariance would otherwise move every edit that uses it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from retention.cache_folders import set_aside
+from retention.checked_tensors import read_checked, write_checked
 from retention.types import content_id
 
 if TYPE_CHECKING:
@@ -51,16 +52,13 @@ def with_cache(cache: Path | None, key: Any, compute: Callable[[], dict[str, Ten
     if cache is None:
         return compute()
     import transformers
-    from safetensors.torch import load_file, save_file
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     whole = content_id([key, torch.__version__, transformers.__version__, torch.get_num_threads(), device], 32)
     file = Path(cache) / f"{key[0]}-{whole}.safetensors"
-    if not file.is_file():
-        found = compute()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}")
-        os.close(handle)
-        save_file({key: tensor.contiguous() for key, tensor in found.items()}, name)
-        Path(name).replace(file)
-    return load_file(file)
+    if file.is_file():
+        found = read_checked(file)
+        if not isinstance(found, str):
+            return found
+        set_aside(file, found)
+    return write_checked(file, compute())

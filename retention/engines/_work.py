@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from retention.cache_folders import sound
 from retention.engines import _claims
 from retention.engines._failures import ATTEMPTS, Failure, failure, forget, record
 from retention.fine_tuning import tune
@@ -22,7 +23,6 @@ from retention.stages import Bench, edit, prepare
 from retention.store import Kind, Store
 from retention.study import Run
 from retention.types import UserError
-from retention.world.pretrain import REPORT
 
 WORK = {"prepare": prepare, "edit": edit, "tune": tune}
 FOLDERS: dict[str, Kind] = {"prepare": "bases", "edit": "edits", "tune": "runs"}
@@ -121,7 +121,7 @@ def _attempt(stage: Stage, bench: Bench, start: Callable[[], Any]) -> Outcome:
 def made(run: Run, bench: Bench) -> None:
     """Pretrain a model of ours if it is not in the cache; one process does, the others wait."""
     part = run.settings.model
-    if isinstance(part, HubModel) or any(bench.cache.glob(f"*/{model_id(part)}/{REPORT}")):
+    if isinstance(part, HubModel) or sound(part.place(bench.cache)):
         return
     with _claims.alone(bench.cache / "claims" / model_id(part)):
         part.folder(bench.cache, lambda done, total: bench.report(f"pretraining {part.name}", done, total))

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from retention.store import KINDS, SCHEMA, Kind, Store
+from retention.cache_folders import BROKEN, MARKER, fault
+from retention.store import CHECKSUMS, KINDS, SCHEMA, Kind, Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +44,9 @@ def verify(store: Store) -> Report:
             checked += 1
             files += sum(1 for p in folder.rglob("*") if p.is_file())
             faults += [Fault(path=folder, text=text) for text in _artefact(store, kind, folder)]  # type: ignore[arg-type]
-    for study in sorted(p.parent for p in store.root.glob("*/study.yaml")):
-        faults += _study(study)
+    for name in store.studies():
+        if found := store.study_fault(name):
+            faults.append(Fault(path=store.root / name / "runs.parquet", text=found))
     for path in sorted((store.root / "failed").glob("*/*.json")):
         try:
             json.loads(path.read_text(encoding="utf-8"))
@@ -75,14 +77,19 @@ def _artefact(store: Store, kind: Kind, folder: Path) -> Iterator[str]:
             yield f"{path}: written with schema {written or 'unknown'}; this version reads schema {SCHEMA}"
 
 
-def _study(folder: Path) -> Iterator[Fault]:
-    path = folder / "runs.parquet"
-    try:
-        pq.read_table(path)
-    except FileNotFoundError:
-        return  # a summary that is committed without its rows
-    except (OSError, ValueError) as error:
-        yield Fault(path=path, text=f"{path}: damaged: {error}")
+def verify_cache(cache: Path) -> Report:
+    """Check every model, covariance and v* of a cache against the checksums that they were written with."""
+    from retention.checked_tensors import read_checked  # torch takes its time
+
+    folders = {path.parent for path in cache.rglob(MARKER)}
+    folders |= {path for kind in ("worlds", "facts") for path in cache.glob(f"{kind}/*") if path.is_dir()}
+    folders = {path for path in folders if path.name[0] != "."}
+    files = [p for p in sorted(cache.rglob("*.safetensors")) if p.name[0] != "." and p.parent not in folders]
+    files = [p for p in files if BROKEN not in str(p)]
+    told = {folder: fault(folder) for folder in sorted(folders)}
+    told |= {file: found if isinstance(found := read_checked(file), str) else None for file in files}
+    faults = tuple(Fault(path=path, text=f"{path}: {text}") for path, text in told.items() if text is not None)
+    return Report(checked=len(told), files=len(files) + sum(len(list(f.iterdir())) for f in folders), faults=faults)
 
 
 def remove(report: Report) -> list[Path]:
@@ -90,7 +97,9 @@ def remove(report: Report) -> list[Path]:
     for path in report.broken:
         if path.is_dir():
             (path / "complete.json").unlink(missing_ok=True)
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+            if path.name == "runs.parquet":  # of a study, which `run` records again
+                (path.parent / CHECKSUMS).unlink(missing_ok=True)
     return list(report.broken)

@@ -9,8 +9,9 @@ import importlib.metadata
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from retention.cache_folders import publish
 from retention.types import content_id
 from retention.world import phrases
 from retention.world.generate import World, build, material
@@ -52,13 +53,18 @@ class WorldModel(WorldSettings):
         """Folder of the pretrained model below `cache`, made on first use (a minute or two of one core).
 
         A stock Hugging Face folder with corpus.txt, facts.jsonl and world.json (see pretrain.py). It appears whole or
-        not at all; where two processes make it at once, the first to finish publishes. `progress(done, total)`: steps.
+        not at all; of two processes that want it at once, one waits. `progress(done, total)`: steps.
         """
-        from retention.world.pretrain import REPORT, pretrain
+        from retention.world.pretrain import pretrain
         from retention.world.tokenizer import word_tokenizer
 
-        out = Path(cache) / "worlds" / self.key()
-        if not (out / REPORT).is_file():
+        def write(folder: Path) -> dict[str, Any]:
             tokenizer = word_tokenizer(build(self).vocabulary, 4 * self.context)
-            pretrain(material(self), tokenizer, out, self, settings=self.model_dump(), progress=progress)
-        return out
+            pretrain(material(self), tokenizer, folder, self, settings=self.model_dump(), progress=progress)
+            return {}
+
+        return publish(self.place(cache), write)
+
+    def place(self, cache: Path) -> Path:
+        """Return where the folder is, or would be."""
+        return Path(cache) / "worlds" / self.key()

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
+from retention.cache_folders import publish
 from retention.facts.verbalised import VERSION, Source, leads, verbalise
 from retention.facts.zsre import ZsRE
 from retention.types import Fact, UserError, content_id
@@ -67,12 +68,11 @@ class FactModel(Recipe):
         As WorldModel.folder: a stock Hugging Face folder with corpus.txt, facts.jsonl and world.json, whole or not at
         all. Raises UserError that says what is missing where the data are absent.
         """
-        from retention.world.pretrain import REPORT, pretrain
+        from retention.world.pretrain import pretrain
         from retention.world.stream import Material, warm_facts
         from retention.world.tokenizer import bpe_tokenizer
 
-        out = Path(cache) / "facts" / self.key()
-        if not (out / REPORT).is_file():
+        def write(folder: Path) -> dict[str, Any]:
             facts = (*verbalise(self.source).facts, *self._questions())
             warm = warm_facts(facts, self)
             facts = tuple(replace(f, exposures=self.exposures + self.warm_exposures * (f.id in warm)) for f in facts)
@@ -81,8 +81,14 @@ class FactModel(Recipe):
             stated = [f"{fact.text(p)} {fact.target}{END}" for fact in facts for p in (fact.prompt, *fact.phrasings)]
             tokenizer = bpe_tokenizer([*stated, *text], self.vocabulary, 4 * self.context)
             material = Material(facts=facts, warm=warm, text=text, end=END)
-            pretrain(material, tokenizer, out, self, settings=self.model_dump(), progress=progress)
-        return out
+            pretrain(material, tokenizer, folder, self, settings=self.model_dump(), progress=progress)
+            return {}
+
+        return publish(self.place(cache), write)
+
+    def place(self, cache: Path) -> Path:
+        """Return where the folder is, or would be."""
+        return Path(cache) / "facts" / self.key()
 
     def _questions(self) -> list[Fact]:
         """The facts of zsRE that are stated, drawn by the source's seed. Raises UserError where it has too few."""

@@ -28,8 +28,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from retention.cache_folders import appearing
 from retention.types import Fact, UserError, content_id
-from retention.world.pretrain import publish, recall_by_class
+from retention.world.pretrain import recall_by_class, write_model
 from retention.world.settings import Pretraining
 from retention.world.stream import Material, stream, warm_facts
 from retention.world.tokenizer import bpe_tokenizer
@@ -104,7 +105,8 @@ def pretrain_files(
             "device": torch.cuda.get_device_name() if settings.device == "cuda" else "cpu, one thread",
             "settings": settings.model_dump(),
         }
-        publish(out, model.cpu(), tokenizer, sentences, stated, settings.seed, report)
+        with appearing(out) as folder:
+            write_model(folder, model.cpu(), tokenizer, sentences, stated, settings.seed, report)
     shutil.rmtree(work, ignore_errors=True)
     return report
 

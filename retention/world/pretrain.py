@@ -1,4 +1,4 @@
-"""Pretrain a tiny model on stated facts and publish it as an ordinary Hugging Face folder, whole or not at all.
+"""Pretrain a tiny model on stated facts and write it as an ordinary Hugging Face folder.
 
 The folder: config.json, model.safetensors (float32), tokenizer files, corpus.txt (sentences of the pretraining stream,
 one a line, for the covariance of keys), facts.jsonl (every fact, its trained and its held-out phrasings) and, written
@@ -8,10 +8,7 @@ last, world.json (settings, recall on held-out phrasings, CPU seconds). Knows th
 from __future__ import annotations
 
 import json
-import os
 import random
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,10 +36,9 @@ def pretrain(
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Pretrain on the material and publish the folder `out`; returns what world.json says.
+    """Pretrain on the material and fill the folder `out`; returns what world.json says.
 
     Deterministic: equal arguments give bit-identical weights. One thread; torch's threads and RNG stay as they were.
-    The folder appears by one rename: where another process published the same in between, theirs stays.
     """
     with one_thread():
         started = time.process_time()
@@ -68,12 +64,12 @@ def pretrain(
             "cpu_seconds": round(trained, 1),
             "settings": dict(settings if settings is not None else recipe.model_dump()),
         }
-    publish(out, model, tokenizer, sentences, material.facts, recipe.seed, report)
+    write_model(out, model, tokenizer, sentences, material.facts, recipe.seed, report)
     return report
 
 
-def publish(
-    out: Path,
+def write_model(
+    folder: Path,
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     sentences: Sequence[str],
@@ -81,26 +77,15 @@ def publish(
     seed: int,
     report: Mapping[str, Any],
 ) -> None:
-    """Write the folder `out` by one rename: where another process published it in between, theirs stays."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        with _quiet():
-            model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        chosen = random.Random(f"corpus {seed}").sample(sentences, min(CORPUS_SENTENCES, len(sentences)))
-        (folder / "corpus.txt").write_text("\n".join(chosen) + "\n", encoding="utf-8")
-        lines = [json.dumps(fact_record(fact), ensure_ascii=False) for fact in facts]
-        (folder / "facts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        folder.chmod(0o755)
-        try:
-            os.replace(folder, out)
-        except OSError:
-            if not (out / REPORT).exists():
-                raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """Fill a folder with the model, its tokenizer, some of its texts, its facts and the report."""
+    with _quiet():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    chosen = random.Random(f"corpus {seed}").sample(sentences, min(CORPUS_SENTENCES, len(sentences)))
+    (folder / "corpus.txt").write_text("\n".join(chosen) + "\n", encoding="utf-8")
+    lines = [json.dumps(fact_record(fact), ensure_ascii=False) for fact in facts]
+    (folder / "facts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -11,8 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retention import preflight
+from retention.api import rows_of
+from retention.cli import main
 from retention.reading import _Files, _quoted, _runs, _texts, load
+from retention.store import Store
+from retention.study import Study
 from retention.types import UserError
+from tests.small_study import document
 
 HOSTILE = [
     "x\" FROM cells; COPY (SELECT 1) TO '{out}'; SELECT \"y",
@@ -55,6 +61,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 def test_a_column_that_is_no_setting_is_refused_and_runs_nothing(copy, tmp_path):
     out, path = tmp_path / "written", copy / "small" / "runs.parquet"
+    (path.parent / "checksums.json").unlink()  # a stranger can write what he likes
     runs = pd.read_parquet(path)
     for name in HOSTILE:
         runs.assign(**{name.replace("{out}", str(out)): "1"}).to_parquet(path)
@@ -66,6 +73,7 @@ def test_a_column_that_is_no_setting_is_refused_and_runs_nothing(copy, tmp_path)
 
 def test_hostile_values_are_texts(copy, tmp_path):
     path = copy / "small" / "runs.parquet"
+    (path.parent / "checksums.json").unlink()
     runs = pd.read_parquet(path)
     for value in (v.replace("{out}", str(tmp_path / "written")) for v in [*HOSTILE, *FOLDERS]):
         runs.assign(mitigations=value, **{"tune.note": value}).to_parquet(path)
@@ -86,6 +94,28 @@ def test_the_name_of_a_folder_changes_no_row(copy, tmp_path):
         copy = where
         if name in FOLDERS[:3]:
             pd.testing.assert_frame_equal(load(where / "small"), expected)
+
+
+def test_a_flipped_bit_in_the_record_of_a_study_is_refused_and_mended(copy, capsys):
+    folder = copy / "small"
+    expected = load(folder)
+    for name in ("runs.parquet", "study.yaml"):
+        whole = (folder / name).read_bytes()
+        for at in range(0, len(whole), max(1, len(whole) // 40)):
+            (folder / name).write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+            with pytest.raises(UserError, match=f"{name}: checksum mismatch"):
+                load(folder)
+        (folder / name).write_bytes(whole[: len(whole) // 2])
+        shutil.copytree(folder, copy / "other", dirs_exist_ok=True)
+        with pytest.raises(SystemExit) as left:
+            main(["status", "--results", str(copy)])
+        assert left.value.code == 1
+        assert capsys.readouterr().out.count("checksum mismatch") == 2
+        study = preflight.settled(Study.of(document(), name="small"))
+        Store(copy).write_study("small", study.resolved(), rows_of(study))  # as `run` does
+        (folder / name).write_bytes(whole)
+        pd.testing.assert_frame_equal(load(folder), expected)
+        shutil.rmtree(copy / "other")
 
 
 def test_the_connection_reads_the_files_of_its_views_only(copy, tmp_path):

@@ -115,7 +115,7 @@ def test_what_was_added_renamed_or_never_finished_is_named(results):
     texts = [fault.text for fault in verify(Store(results)).faults]
     assert len(texts) == 4
     for part in ("probes-000009.parquet: does not belong here", "a folder was renamed or copied",
-                 f"{third}: is not complete", "small/runs.parquet: damaged"):  # fmt: skip
+                 f"{third}: is not complete", "small/runs.parquet: checksum mismatch"):  # fmt: skip
         assert any(part in text for text in texts), part
 
 

@@ -139,23 +139,20 @@ def test_without_the_package_one_sentence_says_what_to_install(tmp_path: Path, m
 # ------------------------------------------------------------------------------------------------ the cache
 
 
-def test_what_was_changed_in_the_cache_is_refused_and_left(tmp_path: Path) -> None:
+def test_what_was_changed_in_the_cache_is_set_aside_and_converted_again(tmp_path: Path, caplog: Any) -> None:
     file = tiny_gguf.write(tmp_path / "x.gguf")
     folder = resolve(file)
-    (folder / "corpus.txt").write_text("a text\n")
-    with pytest.raises(UserError, match=r"corpus\.txt was added; remove this folder"):
-        resolve(file)
-    (folder / "corpus.txt").unlink()
+    before = content_hash(folder)
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
-    (folder / "model.safetensors").write_bytes(weights)
-    with pytest.raises(UserError, match=r"model\.safetensors has changed"):
-        resolve(file)
-    (folder / "made.json").write_text("[]")
-    with pytest.raises(UserError, match=r"made\.json"):
-        resolve(file)
-    shutil.rmtree(folder)
-    assert resolve(file) == folder
+    changes = {"corpus.txt": b"a text\n", "model.safetensors": bytes(weights), "made.json": b"[]"}
+    for number, (name, raw) in enumerate(changes.items(), 1):
+        (folder / name).write_bytes(raw)
+        assert resolve(file) == folder
+        assert content_hash(folder) == before
+        assert caplog.text.count("not as it was written") == number
+    aside = list(folder.parent.glob(".*.broken-*"))
+    assert sorted((p / "corpus.txt").is_file() for p in aside) == [False, False, True]
 
 
 def test_two_at_once_write_once_and_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:

@@ -254,6 +254,7 @@ def test_a_finished_study(finished: Path, tmp_path: Path, capsys: pytest.Capture
     assert set(said) == set(study.rows["generated"].dropna())
     assert "torch" in page.text
     shutil.copytree(finished, tmp_path / "again")
+    (tmp_path / "again" / "small" / "checksums.json").unlink()  # as of an earlier version, so that it may be changed
     (tmp_path / "again" / "small" / "study.yaml").write_text("question: Why?\n", encoding="utf-8")
     with pytest.raises(SystemExit) as left:
         main(["report", "--compare", str(tmp_path / "again" / "small"), str(finished / "small")])
@@ -264,6 +265,7 @@ def test_a_finished_study(finished: Path, tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_study_file_that_is_no_yaml(begun: Path):
+    (begun / "begun" / "checksums.json").unlink()
     (begun / "begun" / "study.yaml").write_text("question: [", encoding="utf-8")
     with pytest.raises(UserError, match=r"study\.yaml"):
         read(begun)
