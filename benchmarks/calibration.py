@@ -175,7 +175,7 @@ def simulated(rng: np.random.Generator, runs: int, planted: float, *, recurring:
     length = own(lambda size: rng.integers(1, 4, size)).astype(float)
     frequency = own(lambda size: rng.normal(3, 1, size)) + 0.1 * lead
     excess = np.abs(rng.standard_normal(shape))
-    kept = 0.27 + 0.5 * expit((lead - 4) / 1.5) + 0.03 * np.sin(2.0 * relation)
+    kept = 0.36 + 0.42 * expit((lead - 4) / 1.5) + 0.03 * np.sin(2.0 * relation)
     kept = kept + (own(lambda size: even(rng, 0.05, size)) if recurring else 0.0)
     between = float(runs > 1)  # of one run alone what is peculiar to it cannot be told from an effect
     kept = kept + between * even(rng, 0.05, (runs, 1)) + edited * (planted + between * even(rng, 0.08, (runs, 1)))
@@ -307,7 +307,7 @@ def censored(at: np.ndarray, runs: int, checkpoints: tuple[float, ...]) -> pd.Da
 
 def half_lives(rng: np.random.Generator, runs: int, times: int) -> Iterator[Line]:
     """Weibull losses with half-lives that differ between runs by 30 %, seen at the checkpoints alone."""
-    times //= PART
+    times = max(times // PART, 1)
     for half, shape in ((40.0, 0.8), (90.0, 1.2)):
         hits = told = 0
 
@@ -330,7 +330,7 @@ def half_lives(rng: np.random.Generator, runs: int, times: int) -> Iterator[Line
 
 def hazards(rng: np.random.Generator, runs: int, times: int) -> Iterator[Line]:
     """Losses that depend on the lead and the run only: how often the regression says that editing matters."""
-    times, told, rejected = times // PART, 0, 0
+    times, told, rejected = max(times // PART, 1), 0, 0
     checkpoints = CHECKPOINTS.get(runs, LATER)
     for _ in range(times):
         table = simulated(rng, runs, 0.0)
@@ -348,7 +348,7 @@ def hazards(rng: np.random.Generator, runs: int, times: int) -> Iterator[Line]:
 
 def bootstraps(rng: np.random.Generator, runs: int, times: int) -> Iterator[Line]:
     """The two-level bootstrap of a share, BCa: why shares have another interval."""
-    times, hits = times // (5 * PART), 0
+    times, hits = max(times // (5 * PART), 1), 0
     for i in range(times):
         own = expit(logit(0.85) + SPREAD * rng.standard_normal((runs, 1)))
         c = facts_of(rng.random((runs, EDITED)) < own, "e")

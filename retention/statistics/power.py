@@ -57,6 +57,7 @@ def power(
     relations and frequencies. As many of the edited facts find a partner as in the pilot. Raises UserError for a
     difference outside (0, 1], a power outside (0, 1), or a pilot without a matched comparison.
     """
+    _check(difference, facts, chance)
     table = matching.fact_table(rows, known, criterion, form=form)
     found = matching.matched(table)
     if found.state != "ok":
@@ -75,6 +76,7 @@ def paired_power(
 
     paired: as `paired_questions`, of one arm and context.
     """
+    _check(difference, facts, chance)
     found = paired[paired["start"] & paired["start_base"]]
     if found.empty:
         raise UserError("power: no fact is right at step 0 in both arms")
@@ -100,12 +102,6 @@ def _planned(
     at least zero. The test is a paired t over seeds. A pilot of one seed tells no `between`; then it is taken as zero,
     which `state` says.
     """
-    if not 0 < abs(difference) <= 1:
-        raise UserError(f"difference: expected a share between 0 and 1, such as 0.1; got {difference}")
-    if not 0 < chance < 1:
-        raise UserError(f"power: expected a probability between 0 and 1, such as 0.8; got {chance}")
-    if wrong := [count for count in facts if count < 1]:
-        raise UserError(f"facts: expected numbers of facts, such as 50; got {wrong[0]}")
     between, state = 0.0, "ok"
     if len(found) == 1:
         state = "one seed: how seeds differ is not known, taken as nothing"
@@ -125,6 +121,16 @@ def _planned(
         difference=difference, between=between, within=within, pilot_seeds=len(found),
         pilot_facts=float(1 / np.mean(1 / n)), needed=tuple(needed), state=state,
     )  # fmt: skip
+
+
+def _check(difference: float, facts: Sequence[int], chance: float) -> None:
+    """Raises UserError for a plan that no pilot could make."""
+    if not 0 < abs(difference) <= 1:
+        raise UserError(f"difference: expected a share between 0 and 1, such as 0.1; got {difference}")
+    if not 0 < chance < 1:
+        raise UserError(f"power: expected a probability between 0 and 1, such as 0.8; got {chance}")
+    if wrong := [count for count in facts if count < 1]:
+        raise UserError(f"facts: expected numbers of facts, such as 50; got {wrong[0]}")
 
 
 def _of_pairs(found: Comparison, n: int) -> float:

@@ -72,3 +72,28 @@ def test_what_is_simulated_holds_what_was_planted(calibration):
     x = np.column_stack([np.ones(len(both)), both["edited"], both["lead"]])
     assert np.linalg.lstsq(x, both["kept"], rcond=None)[0][1] == pytest.approx(-0.15, abs=0.02)
     assert (both["foil"] - both["lead"])[both["edited"] == 1].min() >= 2
+
+
+def test_a_probability_never_leaves_the_unit_interval(calibration):
+    """The generator asserts it; with the most extreme draws of everything that adds up."""
+
+    class Extreme:
+        def __init__(self, sign: float) -> None:
+            self.sign = sign
+
+        def random(self, size: tuple[int, ...]) -> np.ndarray:
+            return np.full(size, 1 - 1e-9 if self.sign > 0 else 1e-9)
+
+        def integers(self, low: int, high: int, size: tuple[int, ...]) -> np.ndarray:
+            rows = np.arange(low, high)
+            return np.full(size, max(rows, key=lambda r: self.sign * np.sin(2.0 * r)))
+
+        def normal(self, mean: float, sd: float, size: tuple[int, ...]) -> np.ndarray:
+            return np.full(size, mean + self.sign * sd)
+
+        def standard_normal(self, size: tuple[int, ...]) -> np.ndarray:
+            return np.full(size, self.sign)
+
+    for sign in (-1.0, 1.0):
+        for planted in (0.0, -0.15):
+            assert len(calibration.simulated(Extreme(sign), 6, planted, recurring=True))
