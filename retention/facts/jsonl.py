@@ -6,7 +6,8 @@ Keys: `subject`, `relation`, `object` (or `target_true`: the true object), and o
 the same keys, or with `prompt` and `object` alone), `two_hop` (what follows from the fact: `relation`, `prompt`,
 `object`, and `object_new`, what follows from `target_new`), `reversed` (a phrasing that ends in the subject, with one
 `{}` for the object), `id`, `exposures`, `popularity` (of
-the subject, a number), `tags`. Any other phrasing has one `{}` for the subject, or the subject itself.
+the subject, a number), `tags`, `source` (where the fact is from, for people). Any other phrasing has one `{}` for the
+subject, or the subject itself.
 
 The same files are what `retention pretrain --facts` reads, and the facts.jsonl that it writes is one of them.
 """
@@ -23,7 +24,7 @@ from retention.types import Edit, Fact, FactPool, Hop
 PLACE = "facts.jsonl"  # below $RETENTION_DATA
 KEYS = (
     *("id", "subject", "relation", "object", "target_true", "target_new", "prompt", "prompts", "templates"),
-    *("paraphrases", "held_out", "neighborhood", "two_hop", "reversed", "exposures", "popularity", "tags"),
+    *("paraphrases", "held_out", "neighborhood", "two_hop", "reversed", "exposures", "popularity", "tags", "source"),
 )
 
 
