@@ -1,10 +1,11 @@
 """How much faster ROME and MEMIT are than the published order of work, at equal results.
 
-    python benchmarks/editing.py [--model DIR --edits FILE] [--json]
+    python benchmarks/editing.py [--model smollm2|toy|DIR ...] [--edits FILE] [--json]
 
-Without --model: a randomly initialised GPT-2 of 12 layers, d 512, vocabulary 50,257, and ten edits. FILE: JSON lines
-with subject, prompt (with {}), target. Both sides get the same model, edits, prefixes and documents; one thread; CPU
-seconds of this process. The published side is benchmarks/published.py. GPT-2 models only.
+toy: a randomly initialised GPT-2 of 12 layers, d 512, vocabulary 50,257. Without --model: SmolLM2, if it was fetched
+(`retention fetch smollm2`), and the toy. Ten edits, or those of FILE: JSON lines with subject, prompt (with {}),
+target. Both sides get the same model, edits, prefixes and documents; one thread; CPU seconds of this process. The
+published side is benchmarks/published.py; its v* is timed in bfloat16 too, as is ours, where the processor has it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import tempfile
 import time
@@ -21,10 +21,12 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import machine
 import torch
 import transformers
-from published import Published
+from published import LONGEST, Published
 
+from retention import half
 from retention.editors._base import preserved
 from retention.editors._keys import Covariance, KeyWalk, covariances, factored, mean_keys
 from retention.editors._rows import statement_rows
@@ -32,7 +34,7 @@ from retention.editors._solve import least_squares
 from retention.editors._values import ValueSettings, target_values
 from retention.editors.memit import Memit
 from retention.editors.rome import Rome
-from retention.models import anatomy, load_model
+from retention.models import anatomy, load_model, max_positions
 from retention.types import Edit, EditResult, Fact
 
 EDITS = [
@@ -140,8 +142,9 @@ def run(folder: Path, edits: list[Edit], args: argparse.Namespace, kept: Path) -
     model, tokenizer = loaded.model, loaded.tokenizer
     rng = random.Random(1)
     texts = [words(rng, rng.randint(30, 90)) for _ in range(args.documents)]
-    low = model.config.n_layer // 4
-    layers = list(range(low, min(low + 5, model.config.n_layer - 1)))  # 3 to 7 of 12
+    places = anatomy(model)
+    low = min(3, places.layers // 4)
+    layers = list(range(low, min(low + 5, places.layers - 1)))  # 3 to 7 of 12 or more
     rome_layer = layers[len(layers) // 2]
     settings = {"v_steps": args.steps, "v_lr": 0.5, "v_weight_decay": 0.5, "kl_factor": 0.0625}
     weight = 15000.0
@@ -153,7 +156,7 @@ def run(folder: Path, edits: list[Edit], args: argparse.Namespace, kept: Path) -
         clock("")
         expected_c = {layer: base.covariance(layer, texts) for layer in layers}
         clock("covariance")
-        sample = Covariance(tokens=10**9, length=model.config.n_positions)
+        sample = Covariance(tokens=10**9, length=min(max_positions(model) or LONGEST, LONGEST))
         ours("")
         found_c = covariances(model, tokenizer, layers, texts, sample)
         ours("covariance")
@@ -176,11 +179,22 @@ def run(folder: Path, edits: list[Edit], args: argparse.Namespace, kept: Path) -
         clock("v_star")
         expected_v = torch.stack([value for value, _ in pairs])
         updates = base.memit(edits, layers, expected_v, expected_c, weight, clock)
+        if half.on_processor():
+            with half.products("bfloat16", model):
+                for edit in edits:
+                    base.value(edit, layers[-1], "block")
+            clock("v_star_bfloat16")
         ours("")
         found_v = target_values(
             model, tokenizer, edits, layer=layers[-1], site="block", settings=values, prefixes=prefixes, cache=kept
         )
         ours("v_star")
+        if half.on_processor():
+            with half.editing("bfloat16"):
+                target_values(
+                    model, tokenizer, edits, layer=layers[-1], site="block", settings=values, prefixes=prefixes
+                )
+            ours("v_star_bfloat16")
         result = memit.write_after(model, tokenizer, edits, metrics=metrics, prefixes=prefixes, cache=kept)
         ours("memit_rest")
         differences["memit_v_star"] = difference(found_v.value, expected_v)
@@ -188,7 +202,7 @@ def run(folder: Path, edits: list[Edit], args: argparse.Namespace, kept: Path) -
         work = {"memit": _work(base, len(edits))}
 
         rows = statement_rows(tokenizer, edits, prefixes)
-        walk = KeyWalk(model, anatomy(model), rows, layers[0])
+        walk = KeyWalk(model, places, rows, layers[0])
         keys = mean_keys(walk.keys(), rows, len(edits))
         residuals = expected_v - walk.values(layers[-1], "block")[[i for i, row in enumerate(rows) if row.direct]]
         ours("")
@@ -219,16 +233,17 @@ def run(folder: Path, edits: list[Edit], args: argparse.Namespace, kept: Path) -
         ours("rome_rest")
         assert len(list(kept.iterdir())) == 2, "a v* was searched twice, and the totals count one of them"
         differences["rome_v_star"] = difference(found_v.value, expected_v)
-        differences["rome_update"] = of_update(result, f"transformer.h.{rome_layer}.mlp.c_proj.weight", update)
+        differences["rome_update"] = of_update(result, f"{places.down.format(rome_layer)}.weight", update)
         work["rome"] = _work(base, len(some))
 
     theirs, mine = clock.seconds, ours.seconds
-    memit_theirs = clock.total(without=("", "covariance"))
+    memit_theirs = clock.total(without=("", "covariance", "v_star_bfloat16"))
     memit_mine, rome_mine = mine["v_star"] + mine["memit_rest"], mine["rome_v_star"] + mine["rome_rest"]
     one = theirs["covariance"] / len(layers)
     return {
         "ratio": {
             "v_star": theirs["v_star"] / mine["v_star"],
+            **in_bfloat16(theirs, mine),
             "rome_v_star": slow.seconds["v_star"] / mine["rome_v_star"],
             "covariance": theirs["covariance"] / mine["covariance"],
             "solve": theirs["solve"] / mine["solve"],
@@ -248,17 +263,22 @@ def run(folder: Path, edits: list[Edit], args: argparse.Namespace, kept: Path) -
         "published_work_per_edit": work,
         "fast": found_v.fast,
         "sizes": {
-            "layers": model.config.n_layer, "width": model.config.n_embd, "vocabulary": model.config.vocab_size,
+            "layers": places.layers, "width": places.hidden, "vocabulary": model.config.vocab_size,
             "edits": len(edits), "rome_edits": len(some), "documents": args.documents, "steps": args.steps,
             "edited_layers": layers, "parameters": sum(p.numel() for p in model.parameters()),
         },
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "machine": machine.about(),
     }  # fmt: skip
+
+
+def in_bfloat16(theirs: dict[str, float], mine: dict[str, float]) -> dict[str, float]:
+    """Ratios of v*, each named by ours; nothing where the processor has no bfloat16 products."""
+    if "v_star_bfloat16" not in mine:
+        return {}
+    return {
+        "v_star_bfloat16_over_published_float32": theirs["v_star"] / mine["v_star_bfloat16"],
+        "v_star_bfloat16_over_published_bfloat16": theirs["v_star_bfloat16"] / mine["v_star_bfloat16"],
+    }
 
 
 def _work(base: Published, edits: int) -> dict[str, Any]:
@@ -270,8 +290,9 @@ def _work(base: Published, edits: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a GPT-2 folder; by default one with random weights is made")
+    parser.add_argument("--model", action="append", help="toy, a fetched model or a folder; may be given several times")
     parser.add_argument("--edits", type=Path, help="JSON lines: subject, prompt, target")
+    parser.add_argument("--most", type=int, help="edits at most: the first ones")
     parser.add_argument("--layers", type=int, default=12, help="of the random model")
     parser.add_argument("--width", type=int, default=512, help="of the random model")
     parser.add_argument("--documents", type=int, default=40, help="for the covariance, some 120 tokens each")
@@ -282,19 +303,22 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as temporary, tempfile.TemporaryDirectory() as kept:
-        folder = args.model
-        if folder is None:
-            folder = Path(temporary)
-            random_model(folder, args.layers, args.width)
-        result = run(folder, read_edits(args.edits), args, Path(kept))
+    results = {}
+    for name, folder in machine.models(args.model).items():
+        with tempfile.TemporaryDirectory() as temporary, tempfile.TemporaryDirectory() as kept:
+            if folder is None:
+                folder = Path(temporary)
+                random_model(folder, args.layers, args.width)
+            results[name] = run(folder, read_edits(args.edits)[: args.most], args, Path(kept))
     if args.json:
-        print(json.dumps(result))
+        print(json.dumps(results))
         return
-    for name, ratio in result["ratio"].items():
-        print(f"{name:32} {ratio:8.1f} x")
-    for part in ("seconds", "relative_differences", "published_work_per_edit", "sizes", "versions"):
-        print(part, json.dumps(result[part], indent=1))
+    for model, result in results.items():
+        print(model)
+        for name, ratio in result["ratio"].items():
+            print(f"{name:40} {ratio:8.1f} x")
+        for part in ("seconds", "relative_differences", "published_work_per_edit", "sizes", "machine"):
+            print(part, json.dumps(result[part], indent=1))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What probing costs a fine-tune, and what freezing saves: CPU seconds of the same fine-tune with and without.
 
-    python benchmarks/overhead.py [--json] [--checkpoints 10] [--repeats 3] [--model DIR]
+    python benchmarks/overhead.py [--json] [--checkpoints 10] [--repeats 5] [--model smollm2|DIR] [--probes score]
 
 The facts, the edits, the task, the batches and the number of steps are those of the quickstart's first run
 (experiments/quickstart.yaml). With --model, another model folder; questions and rows are then made up, as many. At each
@@ -8,6 +8,8 @@ checkpoint the model is read as a run reads it: the probes score and generate in
 the readings are written as parquet. One thread; the two ways alternate and each pair gives a ratio, of which the median
 counts. Neither imports nor the loading of the model are timed, the setting up of the trainer is. A checkpoint is also
 told in steps of training, by time and by multiplications: what no way of reading as many questions can go below.
+
+harness: a fine-tune by the harness, unread, over the same by trl's bare trainer, from its making on; interleaved.
 
 freezing: a step with the embeddings and the blocks up to one of them frozen over a step of everything. What the skipped
 backward pass predicts counts multiplications only (forward 1, gradient of the inputs 1, of the weights 1); attention's
@@ -17,10 +19,11 @@ own, element-wise work, the optimizer and the trainer are left out of it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import io
 import itertools
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -30,9 +33,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import machine
 import probing
 import torch
-import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from retention import tune
@@ -50,6 +53,7 @@ from retention.probes.ability import heldout
 from retention.probes.rivals import rivals
 from retention.store import Keys, write_readings
 from retention.study import Study
+from retention.trainers import config_of
 from retention.types import Delta, Question
 from retention.world import WorldModel
 
@@ -160,14 +164,15 @@ def fine_tune(
     return total, [b - a for a, b in itertools.pairwise(ends)]
 
 
-def probed(given: Material, at: Sequence[int]) -> tuple[float, dict[str, float]]:
+def probed(given: Material, at: Sequence[int], probes: Sequence[Any]) -> tuple[float, dict[str, float]]:
     """CPU seconds of a fine-tune that is read at these steps, and what its checkpoints took, by part."""
     clock, prepared = Clock(), Prepared()
-    probes, words = (Score(), Generate()), given.loaded.tokenizer
+    words = given.loaded.tokenizer
 
     def checkpoint(step: int, tokens: int, model: Any) -> None:
         readings = clock.timed(
-            "score and generate", lambda: read_all(probes, model, words, given.questions, step, prepared)
+            " and ".join(probe.name for probe in probes),
+            lambda: read_all(probes, model, words, given.questions, step, prepared),
         )
         clock.timed("task", lambda: heldout(model, words, given.heldout, prepared=prepared))
         keys = Keys(base_id=None, model_id="", facts_seed=0)
@@ -179,22 +184,22 @@ def probed(given: Material, at: Sequence[int]) -> tuple[float, dict[str, float]]
     return total, clock.spent
 
 
-def overhead(given: Material, checkpoints: int, repeats: int) -> dict[str, Any]:
+def overhead(given: Material, checkpoints: int, repeats: int, probes: Sequence[Any]) -> dict[str, Any]:
     """The ratio of a fine-tune with probes to one without, and the seconds behind it (medians)."""
     at = [given.steps * n // checkpoints for n in range(1, checkpoints + 1)]
     pairs: list[tuple[float, float, dict[str, float]]] = []
-    probed(given, [1])  # the first forwards and the first step pay for the allocator and the kernels
+    probed(given, [1], probes)  # the first forwards and the first step pay for the allocator and the kernels
     for number in range(repeats):
         if number % 2:
-            (total, parts), (plain, _) = probed(given, at), fine_tune(given, given.steps)
+            (total, parts), (plain, _) = probed(given, at, probes), fine_tune(given, given.steps)
         else:
-            (plain, _), (total, parts) = fine_tune(given, given.steps), probed(given, at)
+            (plain, _), (total, parts) = fine_tune(given, given.steps), probed(given, at, probes)
         pairs.append((plain, total, parts))
     alone = Clock()  # what one probe would take, had it been asked alone
     prepared = Prepared()
     for number in range(repeats + 1):
         clock = alone if number else Clock()  # the first time prepares
-        for probe in (Score(), Generate()):
+        for probe in probes:
             model, words = given.loaded.model, given.loaded.tokenizer
             clock.timed(probe.name, partial(read_all, [probe], model, words, given.questions, 0, prepared))
     step = statistics.median(plain for plain, _, _ in pairs) / given.steps
@@ -212,6 +217,32 @@ def overhead(given: Material, checkpoints: int, repeats: int) -> dict[str, Any]:
         "cpu_seconds_alone": {name: seconds / repeats for name, seconds in alone.spent.items()},
         "checkpoints": checkpoints,
     }
+
+
+def bare(given: Material, steps: int) -> float:
+    """CPU seconds of the same fine-tune by trl's own trainer, nothing around it."""
+    import trl
+    from datasets import Dataset
+
+    model = copy.deepcopy(given.loaded.model)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # it prints its log
+        start = time.process_time()
+        config = config_of(Sft(), given.trainer, steps=steps, epochs=None, in_order=False, seed=0, folder=Path(folder))
+        rows = Dataset.from_list(list(given.train))
+        trl.SFTTrainer(model=model, args=config, train_dataset=rows, processing_class=given.loaded.tokenizer).train()
+        return time.process_time() - start
+
+
+def harness(given: Material, steps: int, repeats: int) -> dict[str, Any]:
+    """Paired and interleaved: the median ratio, and the smallest and the largest."""
+    ratios = []
+    for number in range(repeats):
+        if number % 2:
+            (ours, _), theirs = fine_tune(given, steps), bare(given, steps)
+        else:
+            theirs, (ours, _) = bare(given, steps), fine_tune(given, steps)
+        ratios.append(ours / theirs)
+    return {"ratio": statistics.median(ratios), "from": min(ratios), "to": max(ratios), "repeats": repeats}
 
 
 def products(given: Material) -> float:
@@ -271,10 +302,11 @@ def freezing(given: Material, steps: int, repeats: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--model", type=Path, help="a model folder, instead of the world")
+    parser.add_argument("--model", help="a fetched model (smollm2) or a folder, instead of the world")
+    parser.add_argument("--probes", nargs="+", default=["score", "generate"], choices=["score", "generate"])
     parser.add_argument("--cache", type=Path, help="where the world's model is kept; default as for `retention run`")
     parser.add_argument("--checkpoints", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=3, help="pairs of fine-tunes")
+    parser.add_argument("--repeats", type=int, default=5, help="pairs of fine-tunes")
     parser.add_argument("--questions", type=int, default=550, help="with --model")
     parser.add_argument("--steps", type=int, default=100, help="with --model")
     parser.add_argument("--freezing-steps", type=int, default=30, help="steps of each fine-tune for freezing")
@@ -283,12 +315,14 @@ def main() -> None:
     if args.model is None:
         given = quickstart(args.cache or default_cache())
     else:
-        given = made_up(args.model, args.questions, args.steps)
+        ((_, folder),) = machine.models([args.model]).items()
+        given = made_up(folder, args.questions, args.steps)
 
-    result = overhead(given, args.checkpoints, args.repeats)
+    probes = [{"score": Score, "generate": Generate}[name]() for name in args.probes]
+    result = overhead(given, args.checkpoints, args.repeats, probes)
+    result["harness"] = harness(given, args.freezing_steps, args.repeats)
     result["products"] = products(given)
     result["freezing"] = freezing(given, args.freezing_steps, args.repeats)
-    result["threads"] = torch.get_num_threads()
     model = given.loaded.model
     result["sizes"] = {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -297,11 +331,7 @@ def main() -> None:
         "heldout_rows": len(given.heldout),
         "steps": given.steps,
     }
-    result["versions"] = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    result["machine"] = machine.about()
     if args.json:
         print(json.dumps(result))
         return
@@ -311,6 +341,8 @@ def main() -> None:
     print(f"ratio            {result['ratio']:.2f}x   (within a run: {result['ratio_within_a_run']:.2f}x)")
     print("a checkpoint     " + "   ".join(f"{part} {s:.3f}" for part, s in parts.items()))
     print(f"in steps         time {result['checkpoint_in_steps']:.1f}   multiplications {result['products']:.1f}")
+    against = result["harness"]
+    print(f"harness over trl {against['ratio']:.3f}x   ({against['from']:.3f} to {against['to']:.3f})")
     print("a probe alone    " + "   ".join(f"{name} {s:.3f}" for name, s in result["cpu_seconds_alone"].items()))
     for row in result["freezing"]:
         full, frozen = (row["cpu_seconds_a_step"][way] * 1e3 for way in ("full", "frozen"))

@@ -1,32 +1,36 @@
 """Probing speed: our packed scoring and batched decoding against one question at a time.
 
-    python benchmarks/probing.py [--json] [--layers 12 --width 512 --vocabulary 50257] [--edits 8]
+    python benchmarks/probing.py [--json] [--model smollm2|toy|DIR ...] [--edits 8]
 
-The model has GPT-2's shape and random weights; the questions have CounterFact's: for each edit one direct question, two
-paraphrases and ten neighbors, each with a target and a foil. One thread; CPU seconds. Ends within five minutes.
+toy: GPT-2's shape and random weights. Without --model: SmolLM2, if it was fetched, and the toy. The questions have
+CounterFact's shape: for each edit one direct question, two paraphrases and ten neighbors, each with a target and a
+foil. One thread; CPU seconds.
 
 scoring: the plain way runs a whole forward with all logits for each question and each of its two answers.
 generation: the plain way is transformers' `generate` (greedy, with its cache) one question at a time, its text cut at
 the first stop string afterwards. In the made-up vocabulary every fourth word ends a sentence, so that texts end as
 texts do. generation_lean: the same against a bare loop with a cache that also stops early, which leaves batching alone.
+scoring_batched: padded batches of 16 rows of like length, logits of the answers only. generation_batched_over_a_run:
+`generate` in such batches against what generating adds to scoring, at several checkpoints of a model that moves.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import machine
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from retention.hooks import cache_argument, cache_of
-from retention.probes import Generate, Score
+from retention.models import load_model
+from retention.probes import Generate, Prepared, Score, read_all
 from retention.tokens import encode
 from retention.types import Question
 
@@ -37,6 +41,7 @@ PHRASINGS = (
     ("The capital of the country {} is", "{} is governed from the city of", "The seat of government of {} is in"),
     ("{} works in the field of", "The profession of {} is", "The occupation that {} is known for is"),
 )
+BATCH = 16  # rows of the batched ways
 SYLLABLES = ("an", "bel", "cor", "dan", "el", "far", "gus", "hol", "in", "jor", "kel", "lem", "mar", "nor", "os", "pel")
 
 
@@ -164,6 +169,55 @@ def lean_texts(model: Any, words: Any, asked: Sequence[Question], new_tokens: in
     return out, forwards
 
 
+@torch.no_grad()
+def batched_scores(model: Any, words: Any, asked: Sequence[Question]) -> list[float]:
+    """Log-probabilities of target and foil in turn, nats: padded batches of rows of like length, answers' logits."""
+    rows = [encode(words, q.text, answer) for q in asked for answer in (q.answer, q.foil)]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    out = [0.0] * len(rows)
+    for start in range(0, len(order), BATCH):
+        some = order[start : start + BATCH]
+        width = max(len(rows[i].ids) for i in some)
+        ids = torch.tensor([[*rows[i].ids, *[0] * (width - len(rows[i].ids))] for i in some])
+        mask = torch.tensor([[1] * len(rows[i].ids) + [0] * (width - len(rows[i].ids)) for i in some])
+        hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        at = [(b, p) for b, i in enumerate(some) for p in range(rows[i].answer_start, len(rows[i].ids))]
+        row, place = torch.tensor(at).T
+        logps = model.get_output_embeddings()(hidden[row, place - 1]).float().log_softmax(-1)
+        each = logps[torch.arange(len(at)), ids[row, place]].tolist()
+        for (b, _), value in zip(at, each, strict=True):
+            out[some[b]] += value
+    return out
+
+
+def batched_texts(model: Any, words: Any, asked: Sequence[Question], new_tokens: int) -> list[str]:
+    """Greedy continuations by transformers' generate, padded batches of prompts of like length."""
+    prompts = [encode(words, q.text).ids for q in asked]
+    order = sorted(range(len(asked)), key=lambda i: len(prompts[i]))
+    out = [""] * len(asked)
+    for start in range(0, len(order), BATCH):
+        some = order[start : start + BATCH]
+        width = max(len(prompts[i]) for i in some)
+        ids = torch.tensor([[*[0] * (width - len(prompts[i])), *prompts[i]] for i in some])
+        mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in some])
+        made = model.generate(
+            ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=words.eos_token_id
+        )
+        for i, row in zip(some, made[:, width:].tolist(), strict=True):
+            out[i] = said(words, row)
+    return out
+
+
+@torch.no_grad()
+def moved(model: Any, size: float) -> None:
+    """Every matrix by noise of this share of its own size: what some steps of training do to it, about."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter += noise * (size * parameter.std())
+
+
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     """The result and the CPU seconds it took."""
     start = time.process_time()
@@ -171,22 +225,9 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.process_time() - start
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--vocabulary", type=int, default=50257)
-    parser.add_argument("--edits", type=int, default=8, help="13 questions each")
-    parser.add_argument("--new-tokens", type=int, default=20, help="generated a question, at most")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-
-    asked = questions(args.edits, args.seed)
-    words = tokenizer([f"{q.text} {q.answer} {q.foil}" for q in asked], args.vocabulary)
-    model = model_of(args.layers, args.width, args.vocabulary)
-    score, generate = Score(), Generate(max_new_tokens=args.new_tokens)
+def measured(model: Any, words: Any, asked: Sequence[Question], new_tokens: int, checkpoints: int) -> dict[str, Any]:
+    """Our ways and the others on one model: ratios, CPU seconds, differences, sizes."""
+    score, generate = Score(), Generate(max_new_tokens=new_tokens)
     score.read(model, words, asked[:2], 0)  # the first forwards pay for the allocator and the kernels
     generate.read(model, words, asked[:2], 0)
     plain_scores(model, words, asked[:2])
@@ -194,57 +235,85 @@ def main() -> None:
 
     ours, our_score_s = timed(lambda: score.read(model, words, asked, 0))
     plain, plain_score_s = timed(lambda: plain_scores(model, words, asked))
+    batched, batched_score_s = timed(lambda: batched_scores(model, words, asked))
     spoken, our_text_s = timed(lambda: generate.read(model, words, asked, 0))
-    texts, plain_text_s = timed(lambda: plain_texts(model, words, asked, args.new_tokens))
-    (lean, forwards), lean_text_s = timed(lambda: lean_texts(model, words, asked, args.new_tokens))
+    texts, plain_text_s = timed(lambda: plain_texts(model, words, asked, new_tokens))
+    (lean, forwards), lean_text_s = timed(lambda: lean_texts(model, words, asked, new_tokens))
+    several, several_s, together_s, prepared = [], 0.0, 0.0, Prepared()
+    for _ in range(checkpoints):
+        moved(model, 0.02)
+        several, seconds = timed(lambda: batched_texts(model, words, asked, new_tokens))
+        several_s += seconds
+        both, seconds = timed(lambda: read_all((score, generate), model, words, asked, 0, prepared))
+        together_s += seconds - timed(lambda: read_all((score,), model, words, asked, 0, prepared))[1]
+    differs = sum(r.generated != text for r, text in zip(both, several, strict=True))
 
-    difference = max(
-        max(abs(reading.logp_target - target), abs(reading.logp_foil - foil))
-        for reading, (target, foil) in zip(ours, plain, strict=True)
-    )
-    unequal = sum(len({r.generated, *others}) > 1 for r, *others in zip(spoken, texts, lean, strict=True))
-    ratio = {
-        "scoring": plain_score_s / our_score_s,
-        "generation": plain_text_s / our_text_s,
-        "generation_lean": lean_text_s / our_text_s,
-    }
+    flat = [value for pair in plain for value in pair]
+    found = [value for r in ours for value in (r.logp_target, r.logp_foil)]
     n = len(asked)
-    sizes = {
-        "layers": args.layers,
-        "width": args.width,
-        "vocabulary": args.vocabulary,
-        "questions": n,
-        "prompt_tokens": sum(len(encode(words, q.text).ids) for q in asked) / n,
-        "target_tokens": sum(r.n_target_tokens or 0 for r in ours) / n,
-        "new_tokens": args.new_tokens,
-        "new_tokens_until_stop": forwards / n,
-        "distinct_texts": len(set(texts)),
-    }
-    result = {
-        "ratio": ratio,
-        "max_difference": difference,
-        "unequal_texts": unequal,
+    return {
+        "ratio": {
+            "scoring": plain_score_s / our_score_s,
+            "scoring_batched": batched_score_s / our_score_s,
+            "generation": plain_text_s / our_text_s,
+            "generation_lean": lean_text_s / our_text_s,
+            "generation_batched_over_a_run": several_s / together_s,
+        },
+        "max_difference": max(abs(a - b) for others in (flat, batched) for a, b in zip(found, others, strict=True)),
+        "unequal_texts": sum(len({r.generated, *others}) > 1 for r, *others in zip(spoken, texts, lean, strict=True)),
+        "unequal_texts_last_checkpoint": differs,
         "cpu_seconds": {
-            "scoring": {"plain": plain_score_s, "ours": our_score_s},
+            "scoring": {"plain": plain_score_s, "batched": batched_score_s, "ours": our_score_s},
             "generation": {"plain": plain_text_s, "lean": lean_text_s, "ours": our_text_s},
+            "generation_over_a_run": {"batched": several_s, "ours": together_s},
         },
-        "threads": torch.get_num_threads(),
-        "sizes": sizes,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
+        "sizes": {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "questions": n,
+            "checkpoints": checkpoints,
+            "prompt_tokens": sum(len(encode(words, q.text).ids) for q in asked) / n,
+            "target_tokens": sum(r.n_target_tokens or 0 for r in ours) / n,
+            "new_tokens": new_tokens,
+            "new_tokens_until_stop": forwards / n,
+            "distinct_texts": len(set(texts)),
         },
+        "machine": machine.about(),
     }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--model", action="append", help="toy, a fetched model or a folder; may be given several times")
+    parser.add_argument("--layers", type=int, default=12, help="of the toy")
+    parser.add_argument("--width", type=int, default=512, help="of the toy")
+    parser.add_argument("--vocabulary", type=int, default=50257, help="of the toy")
+    parser.add_argument("--edits", type=int, default=8, help="13 questions each")
+    parser.add_argument("--new-tokens", type=int, default=20, help="generated a question, at most")
+    parser.add_argument("--checkpoints", type=int, default=6, help="of the run over which texts are generated")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    asked = questions(args.edits, args.seed)
+    results = {}
+    for name, folder in machine.models(args.model).items():
+        if folder is None:
+            words = tokenizer([f"{q.text} {q.answer} {q.foil}" for q in asked], args.vocabulary)
+            model = model_of(args.layers, args.width, args.vocabulary)
+        else:
+            loaded = load_model(folder, device="cpu")
+            words, model = loaded.tokenizer, loaded.model
+        results[name] = measured(model, words, asked, args.new_tokens, args.checkpoints)
     if args.json:
-        print(json.dumps(result))
+        print(json.dumps(results))
         return
-    print(f"{n} questions, {sizes['prompt_tokens']:.1f} prompt tokens each; 1 thread, CPU seconds")
-    print(f"scoring          plain {plain_score_s:7.2f}   ours {our_score_s:6.2f}   {ratio['scoring']:.1f}x")
-    print(f"generation       plain {plain_text_s:7.2f}   ours {our_text_s:6.2f}   {ratio['generation']:.1f}x")
-    print(f"generation_lean  plain {lean_text_s:7.2f}   ours {our_text_s:6.2f}   {ratio['generation_lean']:.1f}x")
-    print(f"{forwards / n:.1f} new tokens until a stop, else {args.new_tokens}; {len(set(texts))} different texts")
-    print(f"largest difference of a log-probability {difference:.1e} nats; {unequal} of {n} texts differ")
+    for name, result in results.items():
+        print(f"{name}: {result['sizes']['questions']} questions; 1 thread, CPU seconds")
+        for what, ratio in result["ratio"].items():
+            print(f"{what:32} {ratio:6.1f} x")
+        for part in sorted(result.keys() - {"ratio"}):
+            print(part, json.dumps(result[part]))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ Written from the papers and from a reading of the order in which published code 
 EasyEdit): one edit at a time, whole rows through the whole model at every step, logits over the full vocabulary at all
 positions (MEMIT: the final norm and the head a second time), the words after the anchor's subject computed though never
 read, one pass over the corpus for each layer's covariance, whole forwards for every layer's keys, LU in float64 and an
-explicit inverse. Mean keys as in our editors (r-ROME), so that both give the same edit. GPT-2 only. Counts its work.
+explicit inverse. Mean keys as in our editors (r-ROME), so that both give the same edit. Counts its work. Only where a
+model keeps its blocks and matrices is asked of retention/models.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ import torch
 from torch import Tensor
 
 from retention.hooks import StopForward, on_input, on_output, stopped
+from retention.models import anatomy, max_positions
 from retention.types import Edit, fill
+
+LONGEST = 1024  # tokens of a document, as published for models with more positions than that
 
 
 @dataclass
@@ -33,15 +37,24 @@ class Counter:
 
 
 class Published:
-    """The published algorithms on one GPT-2 model. `prefixes`: what is put before the prompt, the bare one excluded."""
+    """The published algorithms on one model. `prefixes`: what is put before the prompt, the bare one excluded."""
 
     def __init__(self, model: Any, tokenizer: Any, prefixes: Sequence[str], settings: dict[str, Any]) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.templates = ["", *prefixes]
         self.count = Counter()
+        self.places = anatomy(model)
 
     def block(self, layer: int) -> Any:
-        return self.model.transformer.h[layer]
+        return self.places.blocks(self.model)[layer]
+
+    def down(self, layer: int) -> Any:
+        """The MLP's second matrix."""
+        return self.places.down_module(self.model, layer)
+
+    def laid_out(self, update: Tensor) -> Tensor:
+        """An update [d, m] as the matrix is stored."""
+        return update.T if self.places.transposed else update
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         rows = [self.tokenizer(text)["input_ids"] for text in texts]
@@ -58,7 +71,7 @@ class Published:
     def value(self, edit: Edit, layer: int, site: str) -> tuple[Tensor, Tensor]:
         """v* and v0 of one edit, [d] each. site: mlp (ROME) or block (MEMIT)."""
         cfg, subject, prompt = self.settings, edit.fact.subject, edit.prompts[0]
-        target = self.tokenizer(" " + edit.target)["input_ids"]
+        target = self.tokenizer(" " + edit.target, add_special_tokens=False)["input_ids"]
         begun = self.tokenizer.decode(target[:-1])
         texts = [prefix + fill(prompt, subject) + begun for prefix in self.templates]
         anchor = edit.anchors[0]
@@ -70,9 +83,10 @@ class Published:
         for row in range(n):
             end = int(mask[row].sum())
             labels[row, end - len(target) : end] = torch.tensor(target)
-        delta = torch.zeros(self.model.config.n_embd, requires_grad=True)
+        delta = torch.zeros(self.places.hidden, requires_grad=True)
         optimizer = torch.optim.Adam([delta], lr=cfg["v_lr"])
-        module = self.block(layer).mlp if site == "mlp" else self.block(layer)
+        mlp = self.model.get_submodule(self.places.mlp.format(layer))
+        module = mlp if site == "mlp" else self.block(layer)
         initial: list[Tensor] = []
         kept: Tensor | None = None
         last: list[Tensor] = []
@@ -87,7 +101,7 @@ class Published:
         for step in range(cfg["v_steps"]):
             optimizer.zero_grad()
             last.clear()
-            with on_output(module, place), on_output(self.block(self.model.config.n_layer - 1), last.append):
+            with on_output(module, place), on_output(self.block(self.places.layers - 1), last.append):
                 logits = self.model(input_ids=ids, attention_mask=mask).logits
             self.count.add("v_star", mask)
             now = torch.log_softmax(logits[n, at[n]], dim=0)
@@ -95,8 +109,7 @@ class Published:
             if site == "mlp":
                 logp = torch.log_softmax(logits, dim=2)[:n]
             else:  # MEMIT's code takes the last block's output through norm and head once more
-                again = self.model.transformer.ln_f(last[0][:n]) @ self.model.lm_head.weight.T
-                logp = torch.log_softmax(again, dim=2)
+                logp = torch.log_softmax(self.places.logits(self.model, last[0][:n]), dim=2)
             token = logp.gather(2, labels.clamp(min=0)[..., None])[..., 0]
             nll = -(token * (labels != -100)).sum(1) / len(target)
             kl = (now.exp() * (now - kept)).sum()
@@ -123,7 +136,7 @@ class Published:
         found: list[Tensor] = []
         block = self.block(layer)
         if what == "key":
-            with on_input(block.mlp.c_proj, found.append):
+            with on_input(self.down(layer), found.append):
                 self.model(input_ids=ids, attention_mask=mask)
         else:
             with on_output(block, found.append):
@@ -134,9 +147,9 @@ class Published:
     @torch.no_grad()
     def covariance(self, layer: int, texts: Sequence[str]) -> Tensor:
         """E[k k^T] of one layer, float32: batches of rows sorted by length, the forward stopped at the layer."""
-        limit = self.model.config.n_positions
+        limit = min(max_positions(self.model) or LONGEST, LONGEST)
         rows = sorted((self.tokenizer(text)["input_ids"][:limit] for text in texts), key=len, reverse=True)
-        width = self.block(layer).mlp.c_proj.weight.shape[0]
+        width = self.places.mlp_width
         total, tokens, start = torch.zeros(width, width), 0, 0
         while start < len(rows):
             stop = min(len(rows), start + max(1, 3 * limit // len(rows[start])))
@@ -149,7 +162,7 @@ class Published:
                 found.append(keys)
                 raise StopForward
 
-            with on_input(self.block(layer).mlp.c_proj, take), stopped():
+            with on_input(self.down(layer), take), stopped():
                 self.model(input_ids=ids, attention_mask=mask)
             self.count.add("covariance", mask)
             keys = found[0][mask.bool()]
@@ -172,34 +185,34 @@ class Published:
               weight: float, clock: Any) -> dict[str, Tensor]:  # fmt: skip
         """Updates by parameter name, given every v*. `clock(stage)` is told what the time since the last call was."""
         updates: dict[str, Tensor] = {}
-        saved = {layer: self.block(layer).mlp.c_proj.weight.detach().clone() for layer in layers}
+        saved = {layer: self.down(layer).weight.detach().clone() for layer in layers}
         for i, layer in enumerate(layers):
             keys = torch.stack([_balanced(self.read(edit, self.templates, layer, "key")) for edit in edits])
             now = torch.cat([self.read(edit, [""], layers[-1], "block") for edit in edits])
             clock("keys")
             update = self.solve(covariance[layer], weight, keys, (values - now) / (len(layers) - i))
-            updates[f"transformer.h.{layer}.mlp.c_proj.weight"] = update.T.float()
-            self.block(layer).mlp.c_proj.weight += update.T.float()
+            updates[f"{self.places.down.format(layer)}.weight"] = self.laid_out(update).float()
+            self.down(layer).weight += self.laid_out(update).float()
             clock("solve")
         for layer, weights in saved.items():
-            self.block(layer).mlp.c_proj.weight.copy_(weights)
+            self.down(layer).weight.copy_(weights)
         return updates
 
     @torch.no_grad()
     def rome(self, edits: Sequence[Edit], layer: int, values: Tensor, covariance: Tensor, clock: Any) -> Tensor:
-        """The update [m, d] after all edits in order, given every v*; mean keys throughout."""
-        parameter = self.block(layer).mlp.c_proj.weight
+        """The update, as the matrix is stored, after all edits in order, given every v*; mean keys throughout."""
+        parameter, bias = self.down(layer).weight, self.down(layer).bias
         saved = parameter.detach().clone()
         inverse = torch.inverse(covariance.double())
         clock("solve")
         for i, edit in enumerate(edits):
             key = self.read(edit, self.templates, layer, "key").mean(0).double()
-            given = key @ parameter.double() + self.block(layer).mlp.c_proj.bias.double()
+            given = self.laid_out(parameter.double()) @ key + (0 if bias is None else bias.double())
             clock("keys")
             direction = inverse @ key
             direction /= direction.norm()
             left = (values[i].double() - given) / (direction @ key)
-            parameter += torch.outer(direction, left).float()
+            parameter += self.laid_out(torch.outer(left, direction)).float()
             clock("solve")
         update = parameter - saved
         parameter.copy_(saved)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 GIB = 2**30
@@ -98,7 +98,7 @@ def shape_of(config: Any) -> Shape:
     """The shape that a transformers configuration describes."""
     c = config.get_text_config()
     width = int(c.hidden_size)
-    return Shape(
+    shape = Shape(
         type=str(config.model_type),
         layers=int(c.num_hidden_layers),
         width=width,
@@ -107,10 +107,28 @@ def shape_of(config: Any) -> Shape:
         heads=int(c.num_attention_heads),
         kv_heads=getattr(c, "num_key_value_heads", None),
         positions=int(c.max_position_embeddings) if config.model_type in ("gpt2", "opt") else 0,
-        gated=bool(getattr(c, "hidden_act", None) in ("silu", "swiglu") and config.model_type != "phi"),
         tied=bool(config.tie_word_embeddings),
         head_width=getattr(c, "head_dim", None),
     )
+    return replace(shape, gated=_gated(c, shape))
+
+
+def _gated(config: Any, shape: Shape) -> bool:
+    """Whether a block's matrices, counted in the model's own blocks without weights, are three in the MLP.
+
+    Activations do not say it: Gemma's gate has a tanh GELU, as GPT-2's MLP without a gate.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, AttributeError, ImportError):  # no causal language model by itself
+        return getattr(config, "hidden_act", None) in ("silu", "swiglu")
+    outside = (shape.vocabulary, shape.positions)
+    matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2 and p.shape[0] not in outside)
+    return bool(matrices / shape.layers - shape.attention > 2.5 * shape.width * shape.mlp)
 
 
 def configuration(shape: Shape) -> Any:

@@ -99,14 +99,14 @@ def test_a_configuration_has_the_shape_it_was_made_for(name):
     assert matrices == shape.parameters - (shape.layers - 1) * shape.block
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "mistral"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "mistral", "gemma3_text", "gemma2", "phi3", "olmo2"])
 def test_shape_of_a_configuration(family):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {"gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}}.get(
         family,
         {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "intermediate_size": 80},
+         "intermediate_size": 80, "head_dim": 8, "pad_token_id": 0},
     )  # fmt: skip
     config = AutoConfig.for_model(family, vocab_size=500, **sizes)
     model = AutoModelForCausalLM.from_config(config)
