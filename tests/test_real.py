@@ -51,7 +51,7 @@ def test_phrasings_are_our_own() -> None:
         for line in file.read_text(encoding="utf-8").splitlines()
     }
     ours = {p for r in records("smollm2_facts.jsonl") for p in (*r["prompts"], *r["paraphrases"])}
-    # A handful of words ("The official language of X is") leaves few ways to say a thing; longer sentences must be ours.
+    # A handful of words ("The official language of X is") leaves few ways to say it; longer sentences must be ours.
     long = {p for p in ours if len(re.sub(r"\W+", " ", p.replace("{}", "")).split()) > 6}
     assert not {p for p in long if re.sub(r"\W+", " ", p.replace("{}", "")).strip().lower() in theirs}
 
