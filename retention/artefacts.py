@@ -18,7 +18,7 @@ from retention.types import Edit, Fact, Question
 FACTS = pa.schema(
     [(n, pa.string()) for n in ("fact_id", "subject", "relation", "prompt", "target", "new_target")]
     + [("paraphrases", pa.list_(pa.string())), ("phrasings", pa.list_(pa.string()))]
-    + [("exposures", pa.int32()), ("tags", pa.list_(pa.string())), ("popularity", pa.float64())]
+    + [("exposures", pa.int32()), ("tags", pa.list_(pa.string())), ("popularity", pa.float64()), ("joint", pa.string())]
 )
 QUESTIONS = pa.schema([(n, pa.string()) for n in ("question_id", *Question.__dataclass_fields__)])
 
@@ -39,6 +39,7 @@ def write_draw(folder: Path, drawn: Draw) -> None:
             "exposures": f.exposures,
             "tags": sorted(f.tags),
             "popularity": f.popularity,
+            "joint": f.joint,
         }
         for f in drawn.facts.values()
     ]
@@ -67,11 +68,12 @@ def read_draw(folder: Path, only: int | None = None) -> Draw:
             phrasings=tuple(row["phrasings"]),
             exposures=row["exposures"],
             tags=frozenset(row["tags"]),
-            popularity=row.get("popularity"),  # bases made before it was kept have no such column
+            popularity=row.get("popularity"),  # bases made before these were kept have no such columns
+            joint=row.get("joint"),
         )
     questions = []
     for row in pq.read_table(folder / "questions.parquet").to_pylist():
-        question = Question(**{n: row[n] for n in Question.__dataclass_fields__})
+        question = Question(**{n: row.get(n) for n in Question.__dataclass_fields__})
         questions.append(question)
     edits, late = (
         [

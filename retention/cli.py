@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -369,12 +370,16 @@ def pretrain(
 
     Interrupted, it goes on where it stopped when it is run again.
     """
+    from retention.outside import left_out
     from retention.progress import Progress
     from retention.world.factfile import gather_facts, read_passages
     from retention.world.packed import pretrain_files, settings_of
 
     chosen = settings_of(settings or [])
-    found = gather_facts(facts, held_out=chosen.held_out, seed=chosen.seed, exposures=chosen.exposures)
+    dropped: Counter[str] = Counter()
+    found = gather_facts(facts, held_out=chosen.held_out, seed=chosen.seed, exposures=chosen.exposures, dropped=dropped)
+    if dropped:
+        print(f"{len(found)} facts{left_out(dropped)}", file=sys.stderr)
     passages = () if text is None else read_passages(text)
     with Progress() as progress:
         report = pretrain_files(
@@ -386,9 +391,7 @@ def pretrain(
 @app.command()
 def rephrase(
     model: Annotated[str, typer.Argument(help="an instruct model: a folder, or a Hub name")],
-    facts: Annotated[
-        str, typer.Option("--facts", help="CounterFact, zsRE or plain JSON lines, or a source as in a study")
-    ],
+    facts: Annotated[str, typer.Option("--facts", help="a file of any source of facts, or a source as in a study")],
     out: Annotated[Path, typer.Option("--out", help="JSON lines to write, for `facts: {name: jsonl, path: ...}`")],
     n: Annotated[int, typer.Option("--n", min=1, help="phrasings kept of each fact, at most")] = 3,
     tries: Annotated[int, typer.Option("--tries", min=1, help="samples of each fact")] = 12,
@@ -401,9 +404,9 @@ def rephrase(
     from retention.facts.files import read_pool
     from retention.progress import Progress
     from retention.rephrase import rephrase as ask
-    from retention.world.factfile import pool_of_source
+    from retention.world.factfile import is_file, pool_of_source
 
-    pool = read_pool(facts) if Path(facts).exists() or facts.endswith((".json", ".jsonl")) else pool_of_source(facts)
+    pool = read_pool(facts) if is_file(facts) else pool_of_source(facts)
     with Progress() as progress:
         report = ask(
             model, pool, out, n=n, tries=tries, seed=seed, probes=probes, limit=limit, cache=default_cache(),
@@ -415,7 +418,7 @@ def rephrase(
 @app.command()
 def edit(
     model: Annotated[str, typer.Argument(help="a model folder, or a Hub name")],
-    edits: Annotated[Path, typer.Option("--edits", help="CounterFact, MQuAKE, zsRE or plain JSON lines")],
+    edits: Annotated[Path, typer.Option("--edits", help="a file of any source of facts, or plain JSON lines")],
     out: Annotated[
         Path, typer.Option("--out", help="folder of the edited model, or with --delta the file of the update")
     ],
@@ -491,7 +494,7 @@ def revert(
 @app.command()
 def probe(
     model: Annotated[str, typer.Argument(help="a model folder, or a Hub name")],
-    facts: Annotated[Path, typer.Option("--facts", help="CounterFact, MQuAKE, zsRE or plain JSON lines")],
+    facts: Annotated[Path, typer.Option("--facts", help="a file of any source of facts, or plain JSON lines")],
     out: Annotated[Path, typer.Option("--out", help="parquet file for the rows; the questions go beside it")],
     generate: Annotated[bool, typer.Option(help="also read greedy answers")] = True,
     limit: Annotated[
@@ -499,8 +502,12 @@ def probe(
     ] = None,
 ) -> None:
     """Read any model, edited or fine-tuned elsewhere, into the same rows as a study's."""
-    from retention.outside import probe_model
+    from retention.facts.files import read_pool
+    from retention.outside import left_out, probe_model
 
+    pool = read_pool(facts)
+    if pool.dropped:
+        print(f"{facts}{left_out(pool.dropped)}", file=sys.stderr)
     pairs = probe_model(model, facts, out, generate=generate, limit=limit)
     tally: dict[tuple[str, str], list[bool]] = {}
     for question, reading in pairs:
@@ -539,6 +546,7 @@ def layers(
     from retention.facts.files import read_pool
     from retention.layers import table, write
     from retention.models import load_model
+    from retention.outside import left_out
     from retention.progress import Progress
     from retention.tracing import TracingSettings, trace
     from retention.world import WorldModel, build
@@ -548,7 +556,9 @@ def layers(
     if facts is None and model != "world":
         raise UserError(f"--facts: expected a file of facts that {model} may know; only `world` brings its own")
     if facts is not None:
-        found = [fact for fact in read_pool(facts).facts if fact.target]
+        pool = read_pool(facts)
+        found = [fact for fact in pool.facts if fact.target]
+        print(f"{facts}: {len(found)} facts{left_out(pool.dropped)}", file=sys.stderr)
     else:
         found = [fact for fact in build(WorldModel()).facts if {"full", "person"} <= fact.tags]
     if len(found) > limit:
@@ -602,7 +612,7 @@ def fetch(
 @app.command()
 def calibrate(
     model: Annotated[str, typer.Argument(help="a model folder, or a Hub name")],
-    facts: Annotated[Path, typer.Option("--facts", help="CounterFact, MQuAKE, zsRE or plain JSON lines")],
+    facts: Annotated[Path, typer.Option("--facts", help="a file of any source of facts, or plain JSON lines")],
     editor: Annotated[str, typer.Option("--editor", help="memit, rome, ft-m, lora; several with commas")] = "memit",
     edits: Annotated[int, typer.Option("--edits", min=4, help="calibration edits, written at once")] = 30,
     known: Annotated[int, typer.Option("--known", min=1, help="facts that the model knows, read for damage")] = 60,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from retention.hooks import on_input, undisturbed
 from retention.models import is_matrix, is_transposed
-from retention.tokens import encode, join, subject_last
+from retention.tokens import encode, subject_last
 from retention.types import Edit, fill
 
 if TYPE_CHECKING:
@@ -50,9 +50,11 @@ def edit_keys(
     modules = key_modules(model, names)
     texts: list[tuple[int, list[int]]] = []  # (subject's last token, ids up to it)
     for edit in edits:
+        subject, joint = edit.fact.subject, edit.fact.joint
         for prompt in edit.prompts:
-            at = subject_last(tokenizer, join(prompt, edit.target), edit.fact.subject)
-            texts.append((at, list(encode(tokenizer, fill(prompt, edit.fact.subject), edit.target).ids[: at + 1])))
+            at = subject_last(tokenizer, prompt, subject, answer=edit.target, joint=joint)
+            ids = encode(tokenizer, fill(prompt, subject), edit.target, joint=joint).ids
+            texts.append((at, list(ids[: at + 1])))
     parts: dict[str, list[Tensor]] = {}
     for start in range(0, len(texts), ROWS):
         for name, keys in _keys(model, modules, texts[start : start + ROWS]).items():

@@ -25,6 +25,7 @@ from retention.model_folder import resolve
 from retention.models import HubModel, tokenizer_of
 from retention.objectives import Objective
 from retention.study import Run, Tune
+from retention.texts import join
 from retention.trainer_fields import arguments_of
 from retention.types import Missing, UserError
 
@@ -195,7 +196,7 @@ def _lengths(data: Any, model: Any) -> tuple[int, ...]:
     except Missing:
         return ()
     texts = [
-        row["text"] if "text" in row else row["prompt"] + " " + max(row["completion"], row.get("rejected", ""), key=len)
+        row["text"] if "text" in row else join(row["prompt"], max(row["completion"], row.get("rejected", ""), key=len))
         for row in rows
     ]
     tokenizer = _tokenizer(model)

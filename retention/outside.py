@@ -23,6 +23,7 @@ from retention.editors.ptuning import PTuning
 from retention.explain import explain, infinite
 from retention.facts.files import read_pool
 from retention.facts.questions import Asked, question, questions
+from retention.facts.same import Edited
 from retention.hooks import own_forward
 from retention.models import anatomy, load_model
 from retention.probes import Generate, Score, read_all
@@ -79,7 +80,7 @@ def edit_model(
     chosen, pool = editor_of(editor), read_pool(edits)
     wanted = list(pool.edits[:limit])
     if not wanted:
-        raise UserError(f"{edits}: holds no edit: no record has a new target (target_new)")
+        raise UserError(f"{edits}: holds no edit: no record has a new target (target_new){left_out(pool.dropped)}")
     room_for(out)
     if isinstance(chosen, PTuning) and not delta_only:
         raise UserError(f"{chosen.name} changes no weight: there is no edited folder to write; use --delta")
@@ -95,6 +96,8 @@ def edit_model(
         loaded.model, loaded.tokenizer, wanted, seed=seed, corpus=given or loaded.corpus, cache=default_cache()
     )
     report: dict[str, Any] = {"editor": getattr(chosen, "label", chosen.name), "edits": len(wanted)}
+    if pool.dropped:
+        report["left_out"] = dict(pool.dropped)
     report |= {"seconds": round(result.seconds, 2), "update_norm": result.delta.norm()}
     if delta_only:
         save_delta(out, result.delta, result.soft_prompt, base=loaded.content)
@@ -107,17 +110,26 @@ def edit_model(
     return report
 
 
+def left_out(dropped: Mapping[str, int]) -> str:
+    """Say how often something of a file was omitted, and why, as the end of a message; nothing where nothing was."""
+    return "".join(f"; omitted {n}: {reason}" for reason, n in sorted(dropped.items()))
+
+
 def questions_of(pool: FactPool, limit: int | None = None) -> list[Question]:
-    """All that a file asks: of edits the new target, the old one as foil; of neighbors and other facts the object."""
+    """All that a file asks: of edits the new target, the old one as foil; of neighbors and other facts the object.
+
+    Not of facts that are an edit's in other words: the old object would count as right.
+    """
     edits = pool.edits[:limit]
-    edited = {e.fact.id for e in pool.edits}
+    edited, same = {e.fact.id for e in pool.edits}, Edited(pool.edits)
     asked = [_edited(e) for e in edits]
     asked += [
         Asked(fact=f, group="neighbor", answer=f.target, foil=e.target, edit_of=e.fact.id)
         for e in edits
         for f in pool.neighborhood.get(e.fact.id, ())
+        if not same.has(f)
     ]
-    left = [f for f in pool.facts if f.id not in edited]
+    left = [f for f in pool.facts if f.id not in edited and not same.has(f)]
     asked += [Asked(fact=f, group="intrinsic", answer=f.target) for f in left[:limit]]
     return questions(asked, lambda fact: fact.paraphrases)
 
@@ -139,7 +151,7 @@ def probe_model(
     room_for(out)
     pool = read_pool(facts)
     if not questions_of(pool, limit):
-        raise UserError(f"{facts}: holds no fact to ask for")
+        raise UserError(f"{facts}: holds no fact to ask for{left_out(pool.dropped)}")
     loaded = load_model(name)
     asked = _with_rivals(questions_of(pool, limit), pool, loaded.model, loaded.tokenizer)
     probes: list[Any] = [Score(), Generate()] if generate else [Score()]
@@ -152,11 +164,9 @@ def _with_rivals(
     asked: Sequence[Question], pool: FactPool, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> list[Question]:
     """The questions, with the strongest rival object as foil where they have none."""
-    relation = {f.id: f.relation for f in pool.facts} | {e.fact.id: e.fact.relation for e in pool.edits}
+    kinds = {f.id: f.kind for f in pool.facts} | {e.fact.id: e.fact.kind for e in pool.edits}
     bare = [q for q in asked if q.foil is None]
-    found = rivals(
-        model, tokenizer, [(q.text, q.answer, pool.objects.get(relation.get(q.fact_id, ""), ())) for q in bare]
-    )
+    found = rivals(model, tokenizer, [(q, pool.objects.get(kinds.get(q.fact_id, ""), ())) for q in bare])
     foils = {q.id: foil for q, foil in zip(bare, found, strict=True)}
     return [replace(q, foil=foils[q.id]) if q.foil is None else q for q in asked]
 
@@ -218,7 +228,7 @@ class ProbeCallback(TrainerCallback):
         if not file.is_file():
             return []
         names = [f.name for f in fields(Question)]
-        found = [Question(**row) for row in pq.read_table(file, columns=names).to_pylist()]
+        found = [Question(**{n: row.get(n) for n in names}) for row in pq.read_table(file).to_pylist()]
         if [replace(q, foil=None) for q in found] != [
             replace(q, foil=None) for q in questions_of(self.pool, self.limit)
         ]:

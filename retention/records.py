@@ -1,5 +1,7 @@
 """Records of a data file (JSON lines, JSON, CSV, parquet) or of a Hub dataset, each with the place it stands at.
 
+Text files may be compressed: .gz, .xz or .zst behind the ending of their format.
+
 Knows nothing about what the records mean, nor how a caller words its errors: it gives places and reasons. JSON and CSV
 are read here, so that an error can name the line; parquet and the Hub go through `datasets`, which never runs code of a
 dataset and works offline on what lies in its cache.
@@ -8,13 +10,20 @@ dataset and works offline on what lies in its cache.
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import lzma
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+
+COMPRESSED = (".gz", ".xz", ".zst")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +47,43 @@ class Malformed(Exception):
 def items_of_file(path: Path) -> list[Item]:
     """All records of a file; the format goes by its ending, and JSON (lines, or one array) is the rest.
 
-    Blank lines are passed over. Raises Malformed, and OSError for a file that is not there.
+    Blank lines are passed over. An empty cell of CSV or TSV is None, as in parquet. Raises Malformed, and OSError for a
+    file that is not there.
     """
     if path.suffix == ".parquet":
         return _parquet(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise Malformed(f"line {line}", f"not UTF-8 text ({error.reason})") from None
-    if path.suffix in (".csv", ".tsv"):
-        return list(_csv(text, "\t" if path.suffix == ".tsv" else ","))
+    text = text_of_file(path)
+    format = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+    if format in (".csv", ".tsv"):
+        return list(_csv(text, "\t" if format == ".tsv" else ","))
     return list(_json(text))
+
+
+def text_of_file(path: Path) -> str:
+    """The text of a UTF-8 file, unpacked if its name ends in one of `COMPRESSED`.
+
+    Raises Malformed for what is neither, and OSError for a file that is not there.
+    """
+    raw = path.read_bytes()
+    if path.suffix in COMPRESSED:
+        try:
+            raw = _unpacked(raw, path.suffix)
+        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+            raise Malformed("", f"not a whole {path.suffix} file ({error})") from None
+    try:
+        return raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise Malformed(f"line {line}", f"not UTF-8 text ({error.reason})") from None
+
+
+def _unpacked(raw: bytes, ending: str) -> bytes:
+    if ending == ".gz":
+        return gzip.decompress(raw)
+    if ending == ".xz":
+        return lzma.decompress(raw)
+    with pa.CompressedInputStream(pa.BufferReader(raw), "zstd") as stream:
+        return bytes(stream.read())
 
 
 def items_of_hub(name: str, config: str | None, split: str, revision: str, file: str | None = None) -> list[Item]:
@@ -112,7 +146,8 @@ def _csv(text: str, delimiter: str) -> Iterator[Item]:
         if cells:
             if len(cells) != len(header):
                 raise Malformed(f"line {start}", f"has {len(cells)} cells; the first line names {len(header)}")
-            yield Item(where=f"line {start}", value=dict(zip(header, cells, strict=True)))
+            values = (cell if cell.strip() else None for cell in cells)
+            yield Item(where=f"line {start}", value=dict(zip(header, values, strict=True)))
         start = reader.line_num + 1
 
 

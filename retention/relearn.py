@@ -74,7 +74,7 @@ def relearn(
     read: Callable[[int], Any],
 ) -> None:
     """Train every weight of `model` on the questions' answers, and call `read` before it and after each step."""
-    rows: list[dict[str, Any]] = [{"prompt": q.text, "completion": q.answer} for q in questions]
+    rows: list[dict[str, Any]] = [{"prompt": q.text, "completion": q.answer, "joint": q.joint} for q in questions]
     model.requires_grad_(True)
     read(0)
     fine_tune(

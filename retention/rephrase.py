@@ -9,7 +9,6 @@ looked through by a person before they are used. Knows no editor and no probe.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ import torch
 
 from retention.models import Loaded, load_model
 from retention.store import write_text
+from retention.texts import closed, join, mentions, occurrences
 from retention.types import Edit, Fact, FactPool, UserError, content_id
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 VERSION = 1  # raised whenever equal arguments would give other phrasings
 BATCH = 16  # facts asked about at once, and kept in the cache together
 TEMPERATURE, TOP_P, NEW_TOKENS = 0.8, 0.95, 48
+STOPS = ".!?。！？।۔"  # that end a sentence
 LONGEST = 3  # times as many words as the direct sentence
 
 ASKED = (
@@ -109,22 +110,23 @@ def rephrase(
 def fitting(text: str, fact: Fact, new: str | None) -> tuple[str | None, str]:
     """(the phrasing in what the model said, "") or (None, why it is none). new: the object that an edit writes."""
     text = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    text = text.strip("\"'“”`*").rstrip(" .!?")
+    text = text.strip("\"'“”`*").rstrip(f" {STOPS}")
     if not text:
         return None, "said nothing"
-    if not re.search(rf"\s{re.escape(fact.target.rstrip('.!?'))}$", text):
+    said = fact.target.rstrip(STOPS)
+    start = text.removesuffix(said).rstrip()
+    if text.split() != join(start, said, fact.joint).split():
         return None, "does not end in the object"
-    start = text[: len(text) - len(fact.target.rstrip(".!?"))].rstrip()
-    if len(re.findall(rf"(?<!\w){re.escape(fact.subject)}(?!\w)", start)) != 1:
+    if len(occurrences(start, fact.subject)) != 1:
         return None, "does not name the subject once"
     before, after = start.split(fact.subject, 1)
     phrasing = f"{before}{{}}{after}"
     if phrasing.count("{}") != 1 or "{" in before + after:
         return None, "holds braces"
     others = [fact.target, *([new] if new else [])]
-    if any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", before + after, re.IGNORECASE) for word in others):
+    if any(mentions((before + after).lower(), word.lower()) for word in others):
         return None, "names an object before its end"
-    if start.endswith((".", "!", "?", ":", ";")):
+    if start.endswith((*STOPS, ":", ";")):
         return None, "ends a sentence before the object"
     if len(start.split()) > LONGEST * len(fact.text().split()):
         return None, "is too long"
@@ -142,9 +144,10 @@ def record_of(fact: Fact, edit: Edit | None, pool: FactPool) -> dict[str, Any]:
     return {
         "id": fact.id,
         "subject": fact.subject,
-        "relation": fact.relation,
+        **({"relation": fact.relation} if fact.relation is not None else {}),
         "object": fact.target,
         **({"target_new": edit.target} if edit is not None else {}),
+        **({"joint": fact.joint} if fact.joint is not None else {}),
         "prompts": [fact.prompt, *fact.phrasings],
         "paraphrases": list(fact.paraphrases),
         **({"neighborhood": near} if near else {}),
@@ -187,7 +190,7 @@ def _told(texts: Sequence[str], fact: Fact, new: str | None) -> Told:
 
 
 def _prompt(loaded: Loaded, fact: Fact) -> str:
-    sentence = f"{fact.text()} {fact.target}."
+    sentence = closed(join(fact.text(), fact.target, fact.joint))
     ask = ASKED.replace("{subject}", fact.subject).replace("{object}", fact.target)
     if loaded.tokenizer.chat_template:
         message = [{"role": "user", "content": f"{ask}.\n\nSentence: {sentence}\nIn other words:"}]

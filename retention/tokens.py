@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from retention.chats import ASSISTANT, Message, rendered
-from retention.types import UserError
+from retention.texts import Joint, join
+from retention.types import UserError, fill
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -41,11 +42,6 @@ def _encode(
     return ids, offsets
 
 
-def join(prompt: str, answer: str) -> str:
-    """The prompt followed by the answer, with one space between them unless there is white space already."""
-    return prompt + answer if prompt[-1:].isspace() or answer[:1].isspace() else f"{prompt} {answer}"
-
-
 def turn(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
     """The text as a user's turn in the tokenizer's chat template, up to where the model's answer begins.
 
@@ -59,18 +55,20 @@ def _user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text.strip()}
 
 
-def encode_turns(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], *, tools: Any = None) -> Encoded:
+def encode_turns(
+    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], *, tools: Any = None, joint: Joint | None = None
+) -> Encoded:
     """Encode a conversation up to the text of its last message, the answer, as the tokenizer's chat template writes it.
 
-    The answer follows the white space, or none, that the template puts before replies; one space, as elsewhere, where
-    it writes a reply otherwise than it asks for one.
+    The answer follows the white space, or none, that the template puts before replies; joined as elsewhere where it
+    writes a reply otherwise than it asks for one.
     """
     answer = str(messages[-1].get("content") or "").strip()
     said = [*messages[:-1], {**messages[-1], "content": answer}]
     asked = rendered(tokenizer, said[:-1], asks=True, tools=tools)
     whole = rendered(tokenizer, said, tools=tools)
     gap, found, _ = whole.removeprefix(asked).partition(answer or "\n")
-    text = asked + gap + answer if whole.startswith(asked) and found and not gap.strip() else join(asked, answer)
+    text = asked + gap + answer if whole.startswith(asked) and found and not gap.strip() else join(asked, answer, joint)
     return _answered(tokenizer, text, len(asked), special=False)
 
 
@@ -82,29 +80,42 @@ def _answered(tokenizer: PreTrainedTokenizerFast, text: str, border: int, *, spe
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str | None = None, *, chat: bool = False
+    tokenizer: PreTrainedTokenizerFast,
+    prompt: str,
+    answer: str | None = None,
+    *,
+    joint: Joint | None = None,
+    chat: bool = False,
 ) -> Encoded:
-    """Encode `prompt`, or `prompt answer` as one string. A token that straddles the border belongs to the answer.
+    """Encode `prompt`, or prompt and answer as one string. A token that straddles the border belongs to the answer.
 
+    joint: what parts them; None: what their scripts want (`texts.join`).
     chat: the prompt is a user's turn, the answer the reply, as the tokenizer's chat template writes them.
     """
     if chat and answer is not None:
-        return encode_turns(tokenizer, [_user(prompt), {"role": ASSISTANT, "content": answer}])
+        return encode_turns(tokenizer, [_user(prompt), {"role": ASSISTANT, "content": answer}], joint=joint)
     if answer is None:
         ids, _ = _encode(tokenizer, turn(tokenizer, prompt) if chat else prompt, special=not chat)
         return Encoded(ids=tuple(ids), answer_start=len(ids))
-    return _answered(tokenizer, join(prompt, answer), len(prompt), special=True)
+    return _answered(tokenizer, join(prompt, answer, joint), len(prompt), special=True)
 
 
-def subject_span(tokenizer: PreTrainedTokenizerFast, phrasing: str, subject: str, prefix: str = "") -> range:
+def subject_span(
+    tokenizer: PreTrainedTokenizerFast,
+    phrasing: str,
+    subject: str,
+    prefix: str = "",
+    answer: str | None = None,
+    joint: Joint | None = None,
+) -> range:
     """Indices of the tokens that hold a character of the subject in prefix + phrasing with `{}` filled in.
 
     They are the same whatever follows, unless the subject's last characters merge with what comes after them, so
-    callers encode the very text that they will run. Raises UserError if the subject has no token.
+    callers give the `answer` (and its `joint`) that they will run. Raises UserError if the subject has no token.
     """
-    before, _, after = phrasing.partition("{}")  # the first: a target that follows may hold braces of its own
-    text = prefix + before + subject + after
-    _, offsets = _encode(tokenizer, text)
+    before = phrasing.partition("{}")[0]
+    text = prefix + fill(phrasing, subject)
+    _, offsets = _encode(tokenizer, text if answer is None else join(text, answer, joint))
     first, last = len(prefix + before), len(prefix + before + subject)
     inside = [i for i, (a, b) in enumerate(offsets) if a < last and b > first and b > a]
     if not inside:
@@ -112,6 +123,13 @@ def subject_span(tokenizer: PreTrainedTokenizerFast, phrasing: str, subject: str
     return range(inside[0], inside[-1] + 1)
 
 
-def subject_last(tokenizer: PreTrainedTokenizerFast, phrasing: str, subject: str, prefix: str = "") -> int:
+def subject_last(
+    tokenizer: PreTrainedTokenizerFast,
+    phrasing: str,
+    subject: str,
+    prefix: str = "",
+    answer: str | None = None,
+    joint: Joint | None = None,
+) -> int:
     """Index of the subject's last token; see `subject_span`."""
-    return subject_span(tokenizer, phrasing, subject, prefix)[-1]
+    return subject_span(tokenizer, phrasing, subject, prefix, answer, joint)[-1]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from retention.hooks import BlockCalls, dry_run, on_input, on_output, undisturbed
 from retention.models import Anatomy, max_positions, single_mlps
-from retention.tokens import encode, join, subject_span
+from retention.tokens import encode, subject_span
 from retention.types import Fact, Part, UserError, content_id
 
 if TYPE_CHECKING:
@@ -115,10 +115,10 @@ class _Prompt:
 
 
 def _prompt(tokenizer: PreTrainedTokenizerFast, fact: Fact) -> _Prompt:
-    text = encode(tokenizer, fact.text(), fact.target)
+    text = encode(tokenizer, fact.text(), fact.target, joint=fact.joint)
     if text.answer_start >= len(text.ids):
         raise UserError(f"the answer {fact.target!r} of {fact.id} has no token")
-    subject = subject_span(tokenizer, join(fact.prompt, fact.target), fact.subject)
+    subject = subject_span(tokenizer, fact.prompt, fact.subject, answer=fact.target, joint=fact.joint)
     ids = text.ids[: text.answer_start]
     if subject[-1] >= len(ids):
         raise UserError(f"{fact.id}: a token holds the end of {fact.subject!r} and the beginning of the answer")

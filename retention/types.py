@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from retention.texts import Joint
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -60,12 +62,12 @@ def content_id(value: Any, length: int = 16) -> str:
 class Fact:
     """One (subject, relation, object) that a model may know, and the phrasings that express it.
 
-    A phrasing is a text with exactly one `{}` for the subject; the object follows it after one space.
+    A phrasing is a text with exactly one `{}` for the subject; the object follows it, joined as `texts.join` says.
     """
 
     id: str
     subject: str
-    relation: str
+    relation: str | None  # None where the source names none: a phrasing is no relation
     prompt: str  # the direct phrasing
     target: str  # the object, without leading space
     paraphrases: tuple[str, ...] = ()  # read by probes only; never written with, never trained on
@@ -73,6 +75,12 @@ class Fact:
     exposures: int | None = None  # statements of it in pretraining, where pretraining is ours
     tags: frozenset[str] = frozenset()  # e.g. full, graded, withheld (the world's exposure classes)
     popularity: float | None = None  # of the subject, where the data tell: monthly page views (PopQA)
+    joint: Joint | None = None  # what parts a phrasing from the object; None: what their scripts want
+
+    @property
+    def kind(self) -> str:
+        """What it is grouped by: its relation, or, where none is named, its direct phrasing."""
+        return self.prompt if self.relation is None else self.relation
 
     def text(self, phrasing: str | None = None) -> str:
         """The direct phrasing (or the one given) with the subject filled in."""
@@ -111,7 +119,7 @@ class FactPool:
     edits: tuple[Edit, ...]  # candidate edits; the draw takes some by seed, never for their success
     neighborhood: Mapping[str, tuple[Fact, ...]] = field(default_factory=dict)
     # fact id of an edit -> neighbor facts that the data set itself gives; else neighbors are drawn from `facts`
-    objects: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # relation -> its objects: rivals for foils
+    objects: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # Fact.kind -> its objects: rivals for foils
     dropped: Mapping[str, int] = field(default_factory=dict)  # reason -> how many records were left out
     hops: Mapping[str, Hop] = field(default_factory=dict)  # fact id -> what follows from it
     reversals: Mapping[str, str] = field(default_factory=dict)
@@ -140,10 +148,12 @@ class Question:
     answer: str  # without leading space
     foil: str | None  # edited: the old object; others: the strongest rival object. None where there is none
     edit_of: str | None = None  # fact id of the edit that this question stands beside, or asks the consequence of
+    joint: Joint | None = None  # what parts text and answer; None: what their scripts want
 
     @cached_property
     def id(self) -> str:
-        return content_id([self.fact_id, self.group, self.form, self.text, self.answer, self.foil, self.edit_of])
+        said = [self.fact_id, self.group, self.form, self.text, self.answer, self.foil, self.edit_of]
+        return content_id(said if self.joint is None else [*said, self.joint])
 
 
 # ---------------------------------------------------------------------------------------------------- readings

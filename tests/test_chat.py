@@ -109,7 +109,7 @@ def test_an_answer_stands_where_the_template_puts_a_reply(asks, replies, expecte
 def test_a_rival_is_sought_after_the_same_turn(folder):
     loaded = load_model(folder)
     objects = ("Paris", "Rome", "Berlin", "Madrid", "Oslo", "Bern")
-    (found,) = rivals(loaded.model, loaded.tokenizer, [("Anna was born in", "Paris", objects)], chat=True)
+    (found,) = rivals(loaded.model, loaded.tokenizer, [(QUESTION, objects)], chat=True)
     by_word = {name: by_hand(loaded, "You Anna was born in I", name)[0] for name in objects if name != "Paris"}
     assert found == max(by_word, key=lambda name: by_word[name])
 

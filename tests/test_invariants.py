@@ -37,7 +37,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "retention"
 # ------------------------------------------------------------------------------------------------ imports
 
 LEVELS = {
-    0: ("types", "chats", "tokens", "explain", "yaml_file", "estimate", "cache_folders", "checked_tensors"),
+    0: ("types", "texts", "chats", "tokens", "explain", "yaml_file", "estimate", "cache_folders", "checked_tensors"),
     1: (
         "trainer_fields",
         "trainer_state",

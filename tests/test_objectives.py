@@ -493,14 +493,6 @@ def test_rewards_are_for_the_answer_and_nothing_else(reward, said, wanted, judge
     assert Grpo(reward=reward).judge(said, wanted) == judged
 
 
-def test_a_reward_counts_as_the_generate_probe_does():
-    from retention.objectives.grpo import normalise as ours
-    from retention.probes.generate import normalise
-
-    texts = ("The  Hague.", "a", "...", "An apple, a day", "été—12%", " \n")
-    assert [ours(text) for text in texts] == [normalise(text) for text in texts]
-
-
 def test_grpo_learns_what_is_rewarded_and_asks_for_the_rows_answers(tmp_path, monkeypatch):
     asked: dict[str, set[str]] = {}
     judge = Grpo.judge

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from retention.records import Malformed, text_of_file
 from retention.types import Missing, UserError
 
 
@@ -25,13 +26,13 @@ def data_file(name: str, where: str, advice: str = "") -> Path:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a text file that are not blank. Raises UserError if it is missing, holds none or is not UTF-8."""
+    """Lines of a text file, packed or not, that are not blank. Raises UserError if it is missing or holds no text."""
     if not path.is_file():
         raise Missing(f"corpus: no such file: {path}")
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"corpus: {path}: not UTF-8 text ({error.reason})") from None
+        lines = [line for line in text_of_file(path).splitlines() if line.strip()]
+    except Malformed as error:
+        raise UserError(f"corpus: {path}: {error.reason}") from None
     if not lines:
         raise UserError(f"corpus: {path}: holds no text")
     return lines

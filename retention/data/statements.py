@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from retention.data._draw import Row, same
-from retention.tokens import join
+from retention.texts import closed, join
 from retention.types import Fact, UserError
 
 
@@ -27,8 +27,9 @@ def statements(
     """`count` rows of the form of `like`: each fact equally often, give or take one, its phrasings in turn.
 
     The form is the keys of the first row, and the full stop (" ." or ".") if all rows of `like` end with it; plain text
-    always ends with one. Statements whose prompt (text) is in `avoid`, as `same` gives it, are passed over. Drawn by
-    seed. Raises UserError if nothing can be stated, or nothing be rejected where the rows need it.
+    always ends with one. A "." is that of the statement's own script. Statements whose prompt (text) is in `avoid`, as
+    `same` gives it, are passed over. Drawn by seed. Raises UserError if nothing can be stated, or nothing be rejected
+    where the rows need it.
     """
     rng = random.Random(f"statements {seed}")
     form, stop = like[0], _full_stop(like)
@@ -53,18 +54,20 @@ def _rows(
     for phrasing in rng.sample(one.phrasings, len(one.phrasings)):
         prompt = one.fact.text(phrasing)
         if "text" in form:
-            row = {"text": join(prompt, one.answer) + stop}
+            row = {"text": closed(join(prompt, one.answer, one.fact.joint), stop)}
         else:
-            row = {"prompt": prompt, "completion": one.answer + stop}
+            row = {"prompt": prompt, "completion": closed(one.answer, stop)}
             if "rejected" in form:
-                row["rejected"] = rejected + stop
+                row["rejected"] = closed(rejected, stop)
+            if one.fact.joint is not None:
+                row["joint"] = one.fact.joint
         if same(row, "prompt") not in avoid:
             rows.append(row)
     return rows
 
 
 def _other_answer(one: Said, said: Sequence[Said], rng: random.Random) -> str:
-    others = sorted({s.answer for s in said if s.fact.relation == one.fact.relation} - {one.answer})
+    others = sorted({s.answer for s in said if s.fact.kind == one.fact.kind} - {one.answer})
     others = others or sorted({s.answer for s in said} - {one.answer})
     if not others:
         raise UserError(

@@ -78,7 +78,7 @@ class WorldTask(Part):
         }
 
         def row(fact: Fact, form: str) -> Row:
-            return _answer(fact.text(form), fact.target, other.choice(rivals[fact.relation, fact.target]))
+            return _answer(fact.text(form), fact.target, other.choice(rivals[fact.kind, fact.target]))
 
         stated = [(fact, form) for fact in facts for form in (fact.prompt, *fact.phrasings)]
         train: list[Row] = []

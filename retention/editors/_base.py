@@ -115,7 +115,8 @@ def check_lengths(
         return
     for edit in edits:
         for prompt in edit.prompts:
-            tokens = before + len(encode(tokenizer, fill(prompt, edit.fact.subject), edit.target).ids)
+            text = fill(prompt, edit.fact.subject)
+            tokens = before + len(encode(tokenizer, text, edit.target, joint=edit.fact.joint).ids)
             if tokens > limit:
                 raise UserError(
                     f"the edit {edit.fact.id} has {tokens} tokens"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from retention.tokens import encode, join, subject_last
+from retention.tokens import encode, subject_last
 from retention.types import Edit, UserError, fill
 
 if TYPE_CHECKING:
@@ -43,10 +43,11 @@ def statement_rows(tokenizer: PreTrainedTokenizerFast, edits: Sequence[Edit], pr
         subject = edit.fact.subject
         texts = [("", direct), *((prefix, direct) for prefix in prefixes), *(("", other) for other in others)]
         for i, (prefix, prompt) in enumerate(texts):
-            text = encode(tokenizer, prefix + fill(prompt, subject), edit.target)
+            joint = edit.fact.joint
+            text = encode(tokenizer, prefix + fill(prompt, subject), edit.target, joint=joint)
             if text.answer_start >= len(text.ids):
                 raise UserError(f"the target {edit.target!r} of {edit.fact.id} has no token")
-            at = subject_last(tokenizer, join(prompt, edit.target), subject, prefix)
+            at = subject_last(tokenizer, prompt, subject, prefix, edit.target, joint)
             targets = tuple((j - 1, text.ids[j]) for j in range(text.answer_start, len(text.ids)))
             rows.append(Row(edit=index, ids=text.ids[:-1], at=at, bare=not prefix, direct=i == 0, targets=targets))
     return rows

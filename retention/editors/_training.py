@@ -33,7 +33,7 @@ class Row:
 
 def edit_row(tokenizer: PreTrainedTokenizerFast, edit: Edit, phrasing: str, prefix: str = "", eos: bool = False) -> Row:
     """The phrasing about the edit's subject and its new target, after `prefix`; `eos` appends the end-of-text token."""
-    encoded = encode(tokenizer, prefix + fill(phrasing, edit.fact.subject), edit.target)
+    encoded = encode(tokenizer, prefix + fill(phrasing, edit.fact.subject), edit.target, joint=edit.fact.joint)
     if eos and tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end-of-text token to append to the targets; set append_eos: false")
     ids = (*encoded.ids, tokenizer.eos_token_id) if eos else encoded.ids

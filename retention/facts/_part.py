@@ -11,7 +11,8 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from retention.types import Part
 
 YOUNGER = (
-    "unknown_targets", "stratified", "revision", "config", "split", "file", "trex", "phrasings",
+    "unknown_targets", "stratified", "revision", "config", "split", "file", "trex", "phrasings", "strict",
+    "joint",
 )  # fmt: skip
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from retention.records import Item, Malformed, items_of_file, items_of_hub
+from retention.texts import nfc, occurrences
 from retention.types import Missing, UserError
 
 DATA_ENV = "RETENTION_DATA"  # a folder; each source says what it looks for below it
@@ -31,21 +32,21 @@ class Record:
         return UserError(f"{self.place}: {message}")
 
     def text(self, *keys: str, empty: bool = False) -> str:
-        """The text under the first of `keys` that is there, stripped. `empty` allows a text without characters."""
+        """The text under the first of `keys` that is there, stripped, in NFC. `empty` allows one without characters."""
         key = self._key(keys)
         value = self.fields[key]
+        if value is None or (isinstance(value, str) and not value.strip() and not empty):
+            raise self.error(f"{key!r} is empty; expected a text")
         if not isinstance(value, str):
             raise self.error(f"{key!r} must be a text, not {_kind(value)} ({_short(value)})")
-        if not value.strip() and not empty:
-            raise self.error(f"{key!r} is empty; expected a text")
-        return value.strip()
+        return nfc(value.strip())
 
     def optional_text(self, key: str) -> str | None:
         """The text under `key`, stripped; None where it is absent or null."""
         return None if self.fields.get(key) is None else self.text(key)
 
     def texts(self, key: str, required: bool = False) -> tuple[str, ...]:
-        """The texts under `key` (a list, or one text), stripped. Absent or null: none, or an error if `required`."""
+        """The texts under `key` (a list, or one text), stripped, in NFC. Absent: none, or an error if `required`."""
         value = self.fields.get(key) if not required else self.fields[self._key((key,))]
         if value is None:
             return ()
@@ -55,7 +56,17 @@ class Record:
         for n, item in enumerate(values, start=1):
             if not isinstance(item, str) or not item.strip():
                 raise self.error(f"item {n} of {key!r} must be a text that is not empty, not {_short(item)}")
-        return tuple(item.strip() for item in values)
+        return tuple(nfc(item.strip()) for item in values)
+
+    def number(self, key: str) -> float | None:
+        """The number under `key`, which CSV writes as a text; None where it is absent or null."""
+        value = self.fields.get(key)
+        try:
+            if value is None or (isinstance(value, int | float | str) and not isinstance(value, bool)):
+                return None if value is None else float(value)
+        except ValueError:
+            pass
+        raise self.error(f"{key!r} must be a number, not {value!r}")
 
     def inside(self, key: str) -> Record:
         """The JSON object under `key` as a record of its own."""
@@ -80,7 +91,7 @@ class Record:
                 raise self.error(f"unknown key {key!r}{nearest(key, known)}; known are {', '.join(known)}")
 
     def _key(self, keys: Sequence[str]) -> str:
-        for key in keys:
+        for key in sorted(keys, key=lambda key: self.fields.get(key) is None):
             if key in self.fields:
                 return key
         has = ", ".join(map(str, self.fields)) or "none"
@@ -157,20 +168,39 @@ def phrasing_of(text: str, subject: str) -> str | None:
     Of several occurrences the last whole word counts (data sets put distracting sentences before the statement, and a
     short subject may be part of another word); without a whole one, the last occurrence.
     """
-    if text.count(subject) == 1:
-        start = text.index(subject)
-    else:
-        whole = list(re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", text))
-        start = whole[-1].start() if whole else text.rfind(subject)
+    start = (
+        text.rfind(subject)
+        if text.count(subject) == 1
+        else max(occurrences(text, subject), default=text.rfind(subject))
+    )
     return None if start < 0 else text[:start] + "{}" + text[start + len(subject) :]
 
 
-def required_phrasing(record: Record, key: str, text: str, subject: str) -> str:
-    """`phrasing_of`, or a UserError that names the record, if the subject is missing or braces stand elsewhere."""
-    phrasing = phrasing_of(text, subject)
-    if phrasing is None:
-        raise record.error(f"the subject {subject!r} does not occur in its {key} {text!r}; write it there as it is")
-    return one_gap(record, key, phrasing)
+@dataclass(kw_only=True)
+class LeftOut:
+    """What was left out of a file, by reason; with `strict` a text that lacks its subject is refused instead."""
+
+    strict: bool = False
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def phrasing(self, record: Record, text: str | None, subject: str, what: str, *, gap: bool = False) -> str | None:
+        """The text with `{}` for the subject. None, and counted, where the subject or one place for it is missing.
+
+        Data sets have a few such records: a question says "Karl E. Voss", or its subject was picked by a model.
+        gap: the text may have `{}` in the subject's place already; with two of them it is refused.
+        """
+        if text is None:
+            return None
+        if gap and "{}" in text and not ("{}" in subject and subject in text):
+            return one_gap(record, what, text)
+        found = phrasing_of(text, subject)
+        if found is not None and found.count("{}") == 1:
+            return found
+        wrong = "does not occur in" if found is None else "is not the only {} in"
+        if self.strict:
+            raise record.error(f"the subject {subject!r} {wrong} its {what} {text!r} (strict: true)")
+        self.counts[f"{what}: its subject is not in it"] += 1
+        return None
 
 
 def one_gap(record: Record, key: str, phrasing: str, what: str = "subject") -> str:

@@ -5,16 +5,18 @@ Knows no data set: what the keys mean is each source's own.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from retention.facts._part import FactsPart
-from retention.facts._read import Record, locate, phrasing_of, read_hub, read_records
+from retention.facts._read import LeftOut, Record, locate, read_hub, read_records
 from retention.records import check_pin
+from retention.texts import Joint, nfc
 from retention.types import Edit, Fact, FactPool, Hop
 
 
@@ -32,6 +34,16 @@ class FileFacts(FactsPart):
     config: str | None = Field(None, description="Hub: configuration of the dataset")
     split: str | None = Field(None, description="Hub: split; left out: train")
     file: str | None = Field(None, description="Hub: this data file of the dataset alone")
+    strict: bool = Field(
+        False,
+        description="refuse a record with a phrasing that lacks its subject; false omits the phrasing (the record, if "
+        "it is the direct one) and counts it",
+    )
+    joint: Joint | None = Field(
+        None,
+        description="what parts a phrasing from its answer: space or none; default: none where neither side's script "
+        "puts spaces between words or the phrasing ends in an opening mark, else a space",
+    )
 
     @model_validator(mode="after")
     def _pinned(self) -> Self:
@@ -46,6 +58,28 @@ class FileFacts(FactsPart):
         else:
             check_pin(self.path, self.revision)
         return self
+
+    def pool(self, seed: int) -> FactPool:
+        """What the source offers. The seed draws what the data set leaves open; it never moves the records."""
+        found = self.gather(seed)
+        if self.joint is None:
+            return found
+        joint: Joint = self.joint
+
+        def joined(fact: Fact) -> Fact:
+            return replace(fact, joint=fact.joint or joint)
+
+        return replace(
+            found,
+            facts=tuple(map(joined, found.facts)),
+            edits=tuple(replace(e, fact=joined(e.fact)) for e in found.edits),
+            neighborhood={id: tuple(map(joined, near)) for id, near in found.neighborhood.items()},
+            hops={id: replace(hop, fact=joined(hop.fact)) for id, hop in found.hops.items()},
+        )
+
+    def gather(self, seed: int) -> FactPool:
+        """The pool as the records have it. Raises UserError naming the file and the line or record."""
+        raise TypeError(f"{type(self).__name__} must say what its records mean")
 
     def files(self) -> list[Path]:
         """The file that is read; none for the Hub, whose commit is among the settings."""
@@ -62,40 +96,28 @@ class FileFacts(FactsPart):
 class Gathered:
     """A pool in the making: facts by id, edits, what stands beside them, and what was left out and why."""
 
-    def __init__(self) -> None:
+    def __init__(self, strict: bool = False) -> None:
         self.facts: dict[str, Fact] = {}
         self.edits: dict[str, Edit] = {}  # fact id -> its edit
         self.neighborhood: dict[str, tuple[Fact, ...]] = {}
         self.objects: dict[str, dict[str, None]] = defaultdict(dict)
         self.hops: dict[str, Hop] = {}
         self.together: dict[str, str] = {}
-        self.dropped: Counter[str] = Counter()
-
-    def phrasing(self, text: str | None, subject: str, what: str) -> str | None:
-        """The text with `{}` for the subject. None, and counted, where the subject or one place for it is missing.
-
-        For data whose subjects were picked out of the questions by a model: a few are not in them, and no mistake of
-        the user's.
-        """
-        if text is None:
-            return None
-        found = phrasing_of(text, subject)
-        if found is None or found.count("{}") != 1:
-            self.dropped[f"{what}: its subject is not in it"] += 1
-            return None
-        return found
+        self.reversals: dict[str, str] = {}
+        self.left = LeftOut(strict=strict)
+        self.phrasing, self.dropped = self.left.phrasing, self.left.counts
 
     def fact(self, fact: Fact) -> None:
         """A true fact that a model may know. Of facts with one id the first stays."""
         self.facts.setdefault(fact.id, fact)
-        self.objects[fact.relation][fact.target] = None
+        self.objects[fact.kind][fact.target] = None
 
     def edit(self, fact: Fact, new: str, near: Sequence[Fact] = ()) -> None:
         """A candidate edit. A fact without an old object (an injection) is an edit alone, and no fact to be known."""
         if fact.target:
             self.fact(fact)
         self.edits[fact.id] = Edit(fact=fact, target=new, prompts=(fact.prompt,))
-        self.objects[fact.relation][new] = None
+        self.objects[fact.kind][new] = None
         if near:
             self.neighborhood[fact.id] = tuple(near)
 
@@ -107,6 +129,7 @@ class Gathered:
             objects={relation: tuple(found) for relation, found in self.objects.items()},
             dropped={reason: n for reason, n in self.dropped.items() if n},
             hops=self.hops,
+            reversals=self.reversals,
             together=self.together,
         )
 
@@ -130,4 +153,4 @@ def first_answer(record: Record, key: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise record.error(f"{key!r} must be a text, or a list of texts, not {value!r}")
-    return value.strip() or None
+    return nfc(value.strip()) or None

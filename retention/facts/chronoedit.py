@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from retention.facts._read import Record, different, one_gap, required_phrasing
+from retention.facts._read import Record, different
 from retention.facts._source import FileFacts, Gathered, locality
 from retention.types import Fact, FactPool, Hop
 
@@ -46,9 +46,9 @@ class ChronoEdit(FileFacts):
         "any", description="known facts are the old objects of modifications and the time-invariant questions"
     )
 
-    def pool(self, seed: int) -> FactPool:
+    def gather(self, seed: int) -> FactPool:
         """All records. The seed is not used."""
-        found = Gathered()
+        found = Gathered(self.strict)
         for n, record in enumerate(self.records()):
             self._add(record, f"chronoedit-{n}", found)
         return found.pool()
@@ -70,20 +70,19 @@ class ChronoEdit(FileFacts):
             raise record.error(f"{'a modification' if not old else 'an injection'} {wants}")
         different(record, old, new)
         subject, text = record.text("subject"), record.text("prompt")
-        prompt = one_gap(record, "prompt", text) if "{}" in text else required_phrasing(record, "prompt", text, subject)
+        prompt = found.phrasing(record, text, subject, "prompt", gap=True)
+        if prompt is None:
+            return
+        again = [found.phrasing(record, p, subject, "rephrasing", gap=True) for p in record.texts("rephrase_prompts")]
         fact = Fact(
             id=id,
             subject=subject,
             relation=record.text("relation"),
             prompt=prompt,
             target=old,
-            paraphrases=tuple(
-                one_gap(record, "rephrase_prompts", p) if "{}" in p
-                else required_phrasing(record, "rephrase_prompts", p, subject)
-                for p in record.texts("rephrase_prompts")
-            ),
+            paraphrases=tuple(p for p in again if p is not None),
             tags=frozenset({kind, f"time:{time}"}),
-        )  # fmt: skip
+        )
         near = [
             locality(f"{id}-near-{n}", r.text("prompt"), r.text("answer"), "time-invariant")
             for n, r in enumerate(record.records("locality"))

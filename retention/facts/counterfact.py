@@ -17,7 +17,7 @@ Of the flat form's `rephrase_prompt`s only 18 % say the fact again. The others a
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +26,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from retention.facts._read import (
+    LeftOut,
     Record,
     different,
-    one_gap,
     phrasing_of,
     read_records,
-    required_phrasing,
 )
 from retention.facts._source import FileFacts
 from retention.facts.trex import PATTERNS, read_phrasings, relations_of, trex_folder
@@ -92,16 +91,17 @@ class CounterFact(FileFacts):
         patterns = trex_folder(self.trex) / PATTERNS if self.phrasings else None
         return [*super().files(), *(sorted(patterns.glob("P*.jsonl")) if patterns else [])]
 
-    def pool(self, seed: int) -> FactPool:
+    def gather(self, seed: int) -> FactPool:
         """All records. The seed is not used: the data set itself says what is asked with which phrasing."""
-        cases = cases_of(self.records())
+        left = LeftOut(strict=self.strict)
+        cases = cases_of(self.records(), left)
         known = Phrasings(cases)
         pararel = self._pararel({case.relation for case in cases})
         facts: list[Fact] = []
         edits: list[Edit] = []
         neighborhood: dict[str, tuple[Fact, ...]] = {}
         objects: dict[str, dict[str, None]] = defaultdict(dict)
-        dropped: Counter[str] = Counter()
+        dropped = left.counts
         for case in cases:
             said_again = tuple(p for p in case.rephrasings if p != case.prompt)
             dropped["rephrasing that is the prompt itself"] += len(case.rephrasings) - len(said_again)
@@ -112,7 +112,7 @@ class CounterFact(FileFacts):
             fact = Fact(
                 id=f"counterfact-{case.id}",
                 subject=case.subject,
-                relation=case.relation,
+                relation=None if case.relation == UNKNOWN else case.relation,
                 prompt=case.prompt,
                 target=case.true,
                 paraphrases=said_again,
@@ -123,7 +123,7 @@ class CounterFact(FileFacts):
                 edits.append(Edit(fact=fact, target=case.new, prompts=(fact.prompt,)))
             else:
                 dropped["edit: its relation has too few ParaRel phrasings"] += 1
-            objects[case.relation].update({case.true: None, case.new: None})
+            objects[fact.kind].update({case.true: None, case.new: None})
             neighborhood[fact.id] = tuple(
                 known.neighbor(f"{fact.id}-near-{n}", case.relation, text, answer)
                 for n, (text, answer) in enumerate(case.near)
@@ -177,18 +177,27 @@ class Phrasings:
     def neighbor(self, id: str, relation: str, text: str, answer: str) -> Fact:
         phrasing, subject = self.split(relation, text)
         return Fact(
-            id=id, subject=subject, relation=relation, prompt=phrasing, target=answer, tags=frozenset({"locality"})
+            id=id,
+            subject=subject,
+            relation=None if relation == UNKNOWN else relation,
+            prompt=phrasing,
+            target=answer,
+            tags=frozenset({"locality"}),
         )
 
 
 def read_cases(path: Path) -> list[Case]:
     """`cases_of` the records of a file."""
-    return cases_of(read_records(path))
+    return cases_of(read_records(path), LeftOut())
 
 
-def cases_of(records: Sequence[Record]) -> list[Case]:
-    """Every record, its form told by its keys. Raises UserError naming the file and the line or record."""
-    cases = [_nested(r) if "requested_rewrite" in r.fields else _flat(r) for r in records]
+def cases_of(records: Sequence[Record], left: LeftOut) -> list[Case]:
+    """Every record whose prompt names its subject, its form told by its keys; `left` counts what is omitted.
+
+    Raises UserError naming the file and the line or record.
+    """
+    read = [_nested(r, left) if "requested_rewrite" in r.fields else _flat(r, left) for r in records]
+    cases = [case for case in read if case is not None]
     seen: dict[str, str] = {}
     for case in cases:
         if case.id in seen:
@@ -204,7 +213,7 @@ def _case_id(record: Record) -> str:
     return str(value)
 
 
-def _flat(record: Record) -> Case:
+def _flat(record: Record, left: LeftOut) -> Case | None:
     if "prompt" not in record.fields and "subject" not in record.fields:
         raise record.error(
             "neither nested CounterFact (requested_rewrite, ...) nor flat (prompt, subject, target_new, "
@@ -216,22 +225,26 @@ def _flat(record: Record) -> Case:
     rephrase = record.optional_text("rephrase_prompt")
     near = record.optional_text("locality_prompt")
     candidates = record.texts("relation_candidates")
+    prompt = left.phrasing(record, record.text("prompt"), subject, "prompt")
+    again = left.phrasing(record, rephrase, subject, "rephrasing")
+    if prompt is None:
+        return None
     return Case(
         record=record,
         id=_case_id(record),
         subject=subject,
         relation=candidates[0] if candidates else UNKNOWN,
         candidates=candidates,
-        prompt=required_phrasing(record, "prompt", record.text("prompt"), subject),
+        prompt=prompt,
         true=true,
         new=new,
-        rephrasings=() if rephrase is None else (required_phrasing(record, "rephrase_prompt", rephrase, subject),),
+        rephrasings=() if again is None else (again,),
         near=() if near is None else ((near, record.text("locality_ground_truth")),),
         flat=True,
     )
 
 
-def _nested(record: Record) -> Case:
+def _nested(record: Record, left: LeftOut) -> Case | None:
     rewrite = record.inside("requested_rewrite")
     subject = rewrite.text("subject")
     true, new = rewrite.inside("target_true").text("str"), rewrite.inside("target_new").text("str")
@@ -243,16 +256,20 @@ def _nested(record: Record) -> Case:
         near = tuple((r.text("prompt"), _answer(r)) for r in record.records("neighborhood_prompts"))
     else:
         near = tuple((text, true) for text in record.texts("neighborhood_prompts"))
+    prompt = left.phrasing(rewrite, rewrite.text("prompt"), subject, "prompt", gap=True)
+    again = [left.phrasing(record, p, subject, "rephrasing") for p in paraphrases]
+    if prompt is None:
+        return None
     return Case(
         record=record,
         id=_case_id(record),
         subject=subject,
         relation=relation,
         candidates=(relation,),
-        prompt=one_gap(rewrite, "prompt", rewrite.text("prompt")),
+        prompt=prompt,
         true=true,
         new=new,
-        rephrasings=tuple(required_phrasing(record, "paraphrase_prompts", p, subject) for p in paraphrases),
+        rephrasings=tuple(p for p in again if p is not None),
         near=near,
         flat=False,
     )

@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from retention.facts import further
 from retention.facts._part import FactsPart
 from retention.facts.questions import Asked, question, questions
+from retention.facts.same import Edited
 from retention.presets import subject_mark
 from retention.types import Edit, Fact, FactPool, Question, UserError
 
@@ -25,7 +26,7 @@ BATCH = 64  # edit candidates whose new objects are read at once
 PASSED = 4  # candidates that are asked about, at most, for each neighbor that is wanted
 
 T = TypeVar("T")
-Rival = Callable[[Sequence[tuple[str, str, tuple[str, ...]]]], list[str | None]]
+Rival = Callable[[Sequence[tuple[Question, Sequence[str]]]], list[str | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +62,9 @@ def draw(pool: FactPool, want: FactsPart, seed: int, known: Known, rival: Rival)
     Edits, controls, late, neighbor and intrinsic facts are of disjoint subjects; so are edits, but for groups that the
     source wants drawn together.
 
-    `known` tells for direct questions whether the base model answers them; `rival` gives, for (text, answer, objects)
-    triples, the object that the base model finds most likely besides the answer. Raises UserError when the pool has too
-    few facts, or the base model knows none.
+    `known` tells for direct questions whether the base model answers them; `rival` gives, for direct questions and the
+    objects of their relations, the object that the base model finds most likely besides the answer. Raises UserError
+    when the pool has too few facts, or the base model knows none.
     """
     rng = random.Random(f"draw {seed}")
     dropped: dict[str, int] = dict(pool.dropped)
@@ -76,7 +77,7 @@ def draw(pool: FactPool, want: FactsPart, seed: int, known: Known, rival: Rival)
     by_object: dict[tuple[str, str], list[Fact]] = defaultdict(list)
     for fact in pool.facts:
         by_subject[fact.subject].append(fact)
-        by_object[fact.relation, fact.target].append(fact)
+        by_object[fact.kind, fact.target].append(fact)
 
     asked: list[Asked] = []  # in the order in which the questions are stored
     asked += [Asked(fact=e.fact, group="edited", answer=e.target, foil=e.fact.target or None) for e in edits]
@@ -88,21 +89,35 @@ def draw(pool: FactPool, want: FactsPart, seed: int, known: Known, rival: Rival)
 
     changed = {e.fact.id for e in (*edits, *controls, *late)}
     taken = set(changed)
+    edited = Edited([*edits, *late])
+
+    def other(facts: Iterable[Fact], group: str) -> list[Fact]:
+        """Those that are no edited fact in other words, whose old object would count as right."""
+        found = []
+        for fact in facts:
+            if edited.has(fact):
+                drop(f"{group}: asks an edited fact in other words")
+            else:
+                found.append(fact)
+        return found
+
     near: list[list[Fact]] = []
     siblings: list[list[Fact]] = []
     for edit in edits:
-        candidates = [f for f in pool.neighborhood.get(edit.fact.id, ()) if f.subject not in subjects]
+        given = [f for f in pool.neighborhood.get(edit.fact.id, ()) if f.subject not in subjects]
+        candidates = other(given, "neighbor")
         if not candidates:
-            candidates = [f for f in by_object[edit.fact.relation, edit.fact.target] if f.subject not in subjects]
+            candidates = [f for f in by_object[edit.fact.kind, edit.fact.target] if f.subject not in subjects]
             rng.shuffle(candidates)
         near.append(candidates)
         others = [
             f
             for f in by_subject[edit.fact.subject]
-            if f.relation != edit.fact.relation
+            if f.kind != edit.fact.kind
             and f.id not in changed  # edits drawn together may share a subject
             and not {f.prompt, *f.phrasings} & set(edit.anchors)
         ]
+        others = other(others, "same_subject")
         rng.shuffle(others)
         siblings.append(others[: want.same_subject])
     neighbors = _known_neighbors(near, want.neighbors, known, drop)
@@ -116,18 +131,11 @@ def draw(pool: FactPool, want: FactsPart, seed: int, known: Known, rival: Rival)
             asked.append(Asked(fact=fact, group="same_subject", answer=fact.target, edit_of=edit.fact.id))
             taken.add(fact.id)
 
-    candidates = [f for f in pool.facts if f.subject not in subjects and f.id not in taken]
-    if want.intrinsic_relations == "as_edited":
-        relations = {e.fact.relation for e in edits}
-        candidates = [f for f in candidates if f.relation in relations]
-    if want.intrinsic_exposures == "as_edited":
-        stated = {e.fact.exposures for e in edits}
-        # Facts that pretraining never stated (injection) have no equals that the model knows: then all may do.
-        if stated & {f.exposures for f in candidates}:
-            candidates = [f for f in candidates if f.exposures in stated]
+    apart = [f for f in pool.facts if f.subject not in subjects and f.id not in taken]
+    candidates = _comparable(other(apart, "intrinsic"), pool, want, edits)
     rng.shuffle(candidates)
     if want.stratified:
-        candidates = _in_turn(candidates, lambda fact: fact.relation, seed)
+        candidates = _in_turn(candidates, lambda fact: fact.kind, seed)
     intrinsic = _known_facts(candidates, want.intrinsic, known, drop)
     asked += [Asked(fact=f, group="intrinsic", answer=f.target) for f in intrinsic]
 
@@ -140,9 +148,7 @@ def draw(pool: FactPool, want: FactsPart, seed: int, known: Known, rival: Rival)
 
     # Foils: the strongest rival among the relation's objects, for every fact that has no old or new object as its foil.
     bare = [i for i, a in enumerate(asked) if a.foil is None]
-    rivals = rival(
-        [(asked[i].fact.text(), asked[i].answer, pool.objects.get(asked[i].fact.relation, ())) for i in bare]
-    )
+    rivals = rival([(question(asked[i]), pool.objects.get(asked[i].fact.kind, ())) for i in bare])
     for i, foil in zip(bare, rivals, strict=True):
         asked[i] = replace(asked[i], foil=foil)
 
@@ -173,7 +179,7 @@ def _candidates(
     candidates = list(pool.edits)
     rng.shuffle(candidates)
     if want.stratified:
-        candidates = _in_turn(candidates, lambda edit: edit.fact.relation, seed)
+        candidates = _in_turn(candidates, lambda edit: edit.fact.kind, seed)
     for edit in candidates:
         groups[pool.together.get(edit.fact.id, edit.fact.id)].append(edit)
     waiting = _unknown(list(groups.values()), known, drop) if want.unknown_targets else iter(groups.values())
@@ -220,6 +226,32 @@ def _unknown(groups: list[list[Edit]], known: Known, drop: Callable[[str], None]
                 drop("edit candidate: the base model gives its new object already")
             else:
                 yield group
+
+
+def _comparable(facts: list[Fact], pool: FactPool, want: FactsPart, edits: Sequence[Edit]) -> list[Fact]:
+    """Those of the facts that compare with the edited ones. Raises UserError naming what leaves none."""
+    asked = f"facts: {want.intrinsic} intrinsic facts were asked for;"
+    if not facts:
+        raise UserError(
+            f"{asked} of the {len(pool.facts)} facts that the source has besides injections, none has another subject "
+            "than the edited, control and late facts and is asked in no other group. Edit fewer, or use another source"
+        )
+    if want.intrinsic_relations == "as_edited":
+        kinds = {e.fact.kind for e in edits}
+        found = [f for f in facts if f.kind in kinds]
+        if not found:
+            what = "is asked in the words of" if all(e.fact.relation is None for e in edits) else "has the relation of"
+            raise UserError(
+                f"{asked} none of the {len(facts)} candidates {what} an edited fact, as `facts.intrinsic_relations: "
+                "as_edited` wants it. Use `intrinsic_relations: any`, or edit more facts"
+            )
+        facts = found
+    if want.intrinsic_exposures == "as_edited":
+        stated = {e.fact.exposures for e in edits}
+        # Facts that pretraining never stated (injection) have no equals that the model knows: then all may do.
+        if stated & {f.exposures for f in facts}:
+            facts = [f for f in facts if f.exposures in stated]
+    return facts
 
 
 def _in_turn(items: list[T], relation: Callable[[T], str], seed: int) -> list[T]:

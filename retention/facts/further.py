@@ -8,12 +8,12 @@ al. 2023, arXiv:2309.12288)? The prefix is a statement of another fact, where EV
 from __future__ import annotations
 
 import random
-import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from retention.facts.questions import Asked
+from retention.texts import closed, join, mentions
 from retention.types import Edit, Fact, FactPool, UserError
 
 Drop = Callable[[str], None]
@@ -72,23 +72,23 @@ def turned_round(
     holders: dict[tuple[str, str], set[str]] = defaultdict(set)
     subjects: dict[str, dict[str, None]] = defaultdict(dict)
     for fact in pool.facts:
-        holders[fact.relation, fact.target].add(fact.subject)
+        holders[fact.kind, fact.target].add(fact.subject)
         if fact.subject not in apart:
-            subjects[fact.relation][fact.subject] = None
+            subjects[fact.kind][fact.subject] = None
 
     def ask(fact: Fact, given: str, edit_of: str | None) -> Asked | None:
         phrasing = pool.reversals.get(fact.id)
         if phrasing is None:
             drop("reversed: no phrasing of the relation ends in the subject")
             return None
-        right = {fact.subject} | holders[fact.relation, fact.target] | holders[fact.relation, given]
-        others = [s for s in subjects[fact.relation] if s not in right]
+        right = {fact.subject} | holders[fact.kind, fact.target] | holders[fact.kind, given]
+        others = [s for s in subjects[fact.kind] if s not in right]
         foil = random.Random(f"reversed {seed} {fact.id}").choice(others) if others else None
-        alone = not holders[fact.relation, given] - {fact.subject}
+        alone = not holders[fact.kind, given] - {fact.subject}
         turned = Fact(
             id=f"{fact.id}-reversed",
             subject=given,
-            relation=f"{fact.relation} (reversed)",
+            relation=f"{fact.kind} (reversed)",
             prompt=phrasing,
             target=fact.subject,
             tags=frozenset({"unique"} if alone else ()),
@@ -133,12 +133,11 @@ def prefixes(
         found: list[str] = []
         if not order:
             return found
-        texts = {asked.fact.subject, asked.fact.target, asked.answer, asked.foil or ""} - {""}
-        mentions = re.compile("|".join(rf"(?<!\w){re.escape(t)}(?!\w)" for t in sorted(texts)), re.IGNORECASE)
+        texts = {t.lower() for t in (asked.fact.subject, asked.fact.target, asked.answer, asked.foil) if t}
         start = random.Random(f"prefixed {seed} {asked.fact.id}").randrange(len(order))
         for fact in (*order[start:], *order[:start]):
-            statement = f"{fact.text()} {fact.target}{pool.end}"
-            if statement not in found and not mentions.search(statement):
+            statement = closed(join(fact.text(), fact.target, fact.joint), pool.end)
+            if statement not in found and not any(mentions(statement.lower(), text) for text in texts):
                 found.append(statement)
                 if len(found) == number:
                     return found

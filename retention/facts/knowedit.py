@@ -37,9 +37,9 @@ class KnowEdit(FileFacts):
         description="KnowEdit names no relation: known facts are its locality questions, of relations of their own",
     )
 
-    def pool(self, seed: int) -> FactPool:
+    def gather(self, seed: int) -> FactPool:
         """All records. The seed is not used."""
-        found = Gathered()
+        found = Gathered(self.strict)
         for n, record in enumerate(self.records()):
             self._add(record, f"knowedit-{n}", found)
         return found.pool()
@@ -60,16 +60,16 @@ class KnowEdit(FileFacts):
         if old == new:
             found.dropped["edit: its new object is the old one"] += 1
             return
-        phrasing = found.phrasing(prompt, subject, "edit")
+        phrasing = found.phrasing(record, prompt, subject, "edit")
         if phrasing is None:
             return
         rephrase = record.optional_text("rephrase_prompt") or record.optional_text("rephrase")
-        said = found.phrasing(rephrase, subject, "rephrasing")
+        said = found.phrasing(record, rephrase, subject, "rephrasing")
         asked = {kind.casefold(): pairs for kind, pairs in self._pairs(record, "portability", found).items()}
         fact = Fact(
             id=id,
             subject=subject,
-            relation=phrasing,
+            relation=None,
             prompt=phrasing,
             target=old,
             paraphrases=() if said is None else (said,),

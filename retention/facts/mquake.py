@@ -20,8 +20,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from retention.facts._read import Record, different, one_gap
+from retention.facts._read import Record, different
 from retention.facts._source import FileFacts, Gathered
+from retention.texts import nfc
 from retention.types import Fact, FactPool, Hop
 
 
@@ -40,9 +41,9 @@ class MQuAKE(FileFacts):
         None, ge=1, description="only cases with so many edits; left out, all (they are drawn whole)"
     )
 
-    def pool(self, seed: int) -> FactPool:
+    def gather(self, seed: int) -> FactPool:
         """The seed says which case gives the question of an edit that several cases have."""
-        found = Gathered()
+        found = Gathered(self.strict)
         cases = self.records()
         random.Random(f"mquake {seed}").shuffle(cases)
         new_of: dict[str, str] = {}  # fact id -> its new object, of the cases taken
@@ -64,7 +65,11 @@ class MQuAKE(FileFacts):
         if self.edits_in_case is not None and len(rewrites) != self.edits_in_case:
             found.dropped[f"case: has not {self.edits_in_case} edits"] += 1
             return
-        pairs = [self._edit(rewrite) for rewrite in rewrites]
+        read = [self._edit(rewrite, found) for rewrite in rewrites]
+        pairs = [pair for pair in read if pair is not None]
+        if len(pairs) < len(read):
+            found.dropped["case: an edit's prompt lacks its subject"] += 1
+            return
         self._other_hops(case, found, {fact.id for fact, _ in pairs})
         taken = [fact.id for fact, _ in pairs if fact.id in new_of]
         if taken:
@@ -91,19 +96,21 @@ class MQuAKE(FileFacts):
             through={fact.target: old, target: new},
         )
 
-    def _edit(self, rewrite: Record) -> tuple[Fact, str]:
+    def _edit(self, rewrite: Record, found: Gathered) -> tuple[Fact, str] | None:
         subject, relation = rewrite.text("subject"), rewrite.text("relation_id")
         true, new = rewrite.inside("target_true").text("str"), rewrite.inside("target_new").text("str")
         different(rewrite, true, new)
-        question = rewrite.optional_text("question")
-        again = None if question is None or subject not in question else question.replace(subject, "{}", 1)
+        prompt = found.phrasing(rewrite, rewrite.text("prompt"), subject, "prompt", gap=True)
+        if prompt is None:
+            return None
+        again = found.phrasing(rewrite, rewrite.optional_text("question"), subject, "question")
         fact = Fact(
             id=f"mquake-{relation}-{subject}",
             subject=subject,
             relation=relation,
-            prompt=one_gap(rewrite, "prompt", rewrite.text("prompt")),
+            prompt=prompt,
             target=true,
-            paraphrases=() if again is None or again.count("{}") != 1 else (again,),
+            paraphrases=() if again is None else (again,),
         )
         return fact, new
 
@@ -117,10 +124,10 @@ class MQuAKE(FileFacts):
         for hop, (_, relation, _), (subject, _, _) in zip(hops, triples, labels, strict=True):
             if f"mquake-{relation}-{subject}" in edited:
                 continue
-            prompt = found.phrasing(hop.text("cloze"), subject, "single-hop fact")
+            prompt = found.phrasing(hop, hop.text("cloze"), subject, "single-hop fact")
             if prompt is None:
                 continue
-            again = found.phrasing(hop.optional_text("question"), subject, "single-hop question")
+            again = found.phrasing(hop, hop.optional_text("question"), subject, "single-hop question")
             found.fact(
                 Fact(
                     id=f"mquake-{relation}-{subject}",
@@ -138,7 +145,8 @@ def _triples(case: Record, key: str) -> list[list[str]]:
     value = case.inside("orig").fields.get(key) if "orig" in case.fields else None
     if value is None:
         return []
-    for triple in value if isinstance(value, list) else [value]:
+    triples = value if isinstance(value, list) else [value]
+    for triple in triples:
         if not (isinstance(triple, list) and len(triple) == 3 and all(isinstance(x, str) and x for x in triple)):
             raise case.error(f"orig: {key!r} must be a list of [subject, relation, object], not {value!r}")
-    return list(value)
+    return [[nfc(text) for text in triple] for triple in triples]

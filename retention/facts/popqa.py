@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 
 from retention.facts._read import Record
 from retention.facts._source import FileFacts, Gathered
+from retention.texts import nfc
 from retention.types import Fact, FactPool
 
 
@@ -30,26 +31,26 @@ class PopQA(FileFacts):
 
     name: Literal["popqa"] = "popqa"
 
-    def pool(self, seed: int) -> FactPool:
+    def gather(self, seed: int) -> FactPool:
         """All records whose subject has one object of the relation. The seed says the new objects."""
-        found = Gathered()
+        found = Gathered(self.strict)
         read = [self._read(record, n, found) for n, record in enumerate(self.records())]
         objects: dict[tuple[str, str], set[str]] = defaultdict(set)
         for fact, _ in (r for r in read if r is not None):
-            objects[fact.subject, fact.relation].add(fact.target)
+            objects[fact.subject, fact.kind].add(fact.target)
         kept: dict[tuple[str, str], tuple[Fact, set[str]]] = {}
         for fact, answers in (r for r in read if r is not None):
-            if len(objects[fact.subject, fact.relation]) > 1:
+            if len(objects[fact.subject, fact.kind]) > 1:
                 found.dropped["subject with several objects of one relation"] += 1
-            elif kept.setdefault((fact.subject, fact.relation), (fact, answers))[0] is not fact:
+            elif kept.setdefault((fact.subject, fact.kind), (fact, answers))[0] is not fact:
                 found.dropped["fact that is there already"] += 1
         of: dict[str, list[str]] = defaultdict(list)
         for fact, _ in kept.values():
             found.fact(fact)
-            if fact.target not in of[fact.relation]:
-                of[fact.relation].append(fact.target)
+            if fact.target not in of[fact.kind]:
+                of[fact.kind].append(fact.target)
         for fact, answers in kept.values():
-            others = [o for o in of[fact.relation] if o.casefold() not in answers]
+            others = [o for o in of[fact.kind] if o.casefold() not in answers]
             if others:
                 found.edit(fact, random.Random(f"popqa {seed} {fact.id}").choice(others))
             else:
@@ -58,12 +59,10 @@ class PopQA(FileFacts):
 
     def _read(self, record: Record, n: int, found: Gathered) -> tuple[Fact, set[str]] | None:
         subject, target = record.text("subj"), record.text("obj")
-        value = record.fields.get("s_pop")
-        try:
-            popularity = float(value if isinstance(value, str | int | float) else "")
-        except ValueError:
-            raise record.error(f"'s_pop' must be a number, the subject's page views, not {value!r}") from None
-        prompt = found.phrasing(record.text("question"), subject, "question")
+        popularity = record.number("s_pop")
+        if popularity is None:
+            raise record.error("'s_pop' must be a number, the subject's page views, and is empty")
+        prompt = found.phrasing(record, record.text("question"), subject, "question")
         if prompt is None:
             return None
         number = record.fields.get("id", n)
@@ -88,4 +87,4 @@ def _answers(record: Record) -> list[str]:
             raise record.error(f"'possible_answers' is no JSON list ({error.msg}): {value!r}") from None
     if not isinstance(value, list) or not all(isinstance(answer, str) for answer in value):
         raise record.error(f"'possible_answers' must be a list of texts, not {value!r}")
-    return value
+    return [nfc(answer) for answer in value]

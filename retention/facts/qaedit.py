@@ -31,21 +31,21 @@ class QAEdit(FileFacts):
         "any", description="known facts are its locality questions, of a relation of their own"
     )
 
-    def pool(self, seed: int) -> FactPool:
+    def gather(self, seed: int) -> FactPool:
         """All records. The seed is not used."""
-        found = Gathered()
+        found = Gathered(self.strict)
         for n, record in enumerate(self.records()):
             id, subject = f"qaedit-{n}", record.text("subject")
             key = next((k for k in ("target", "target_new", "answer") if k in record.fields), "target")
             new = first_answer(record, key) or record.text(key)
-            phrasing = found.phrasing(record.text("prompt"), subject, "edit")
+            phrasing = found.phrasing(record, record.text("prompt"), subject, "edit")
             if phrasing is None:
                 continue
-            again = found.phrasing(record.optional_text("rephrase"), subject, "rephrasing")
+            again = found.phrasing(record, record.optional_text("rephrase"), subject, "rephrasing")
             fact = Fact(
                 id=id,
                 subject=subject,
-                relation=phrasing,
+                relation=None,
                 prompt=phrasing,
                 target="",
                 paraphrases=() if again in (None, phrasing) else (str(again),),

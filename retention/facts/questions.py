@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from retention.texts import follow
 from retention.types import Fact, Question
 
 PARAPHRASED = ("edited", "intrinsic", "control", "late")  # groups that are asked in held-out phrasings too
@@ -26,15 +27,16 @@ class Asked:
 
 
 def question(asked: Asked, form: str | None = None, phrasing: str | None = None, before: str = "") -> Question:
-    """The fact put into one phrasing (left out, the direct one), with the text `before` it."""
+    """The fact put into one phrasing (left out, the direct one), after the sentence `before`, if any."""
     return Question(
         fact_id=asked.fact.id,
         group=asked.group,
         form=asked.form if form is None else form,
-        text=before + asked.fact.text(phrasing),
+        text=follow(before, asked.fact.text(phrasing)) if before else asked.fact.text(phrasing),
         answer=asked.answer,
         foil=asked.foil,
         edit_of=asked.edit_of,
+        joint=asked.fact.joint,
     )
 
 
@@ -52,5 +54,5 @@ def questions(
         found.append(question(a))
         if a.group in PARAPHRASED:
             found += [question(a, "paraphrase", phrasing) for phrasing in paraphrases(a.fact)]
-            found += [question(a, "prefixed", before=f"{sentence} ") for sentence in prefixes(a)]
+            found += [question(a, "prefixed", before=sentence) for sentence in prefixes(a)]
     return list({q.id: q for q in found}.values())

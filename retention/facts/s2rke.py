@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from retention.facts._read import Record, different, one_gap
+from retention.facts._read import Record, different
 from retention.facts._source import FileFacts, Gathered, locality
 from retention.types import Fact, FactPool
 
@@ -33,15 +33,16 @@ class S2RKE(FileFacts):
     name: Literal["s2rke"] = "s2rke"
     edits_per_subject: int = Field(1, ge=1, description="relations of one subject that are edited together")
 
-    def pool(self, seed: int) -> FactPool:
+    def gather(self, seed: int) -> FactPool:
         """All records. The seed says which relations of a subject are edited together."""
-        found = Gathered()
+        found = Gathered(self.strict)
         for record in self.records():
             name = record.inside("subject").text("name")
-            facts = [self._fact(r, record.fields.get("subjectID", record.place), name, found)
-                     for r in record.records("Star_Topology")]  # fmt: skip
-            if not facts:
+            cases = record.records("Star_Topology")
+            if not cases:
                 raise record.error("'Star_Topology' must be a list with a fact or more")
+            read = [self._fact(r, record.fields.get("subjectID", record.place), name, found) for r in cases]
+            facts = [r for r in read if r is not None]
             chosen = random.Random(f"s2rke {seed} {name}").sample(facts, len(facts))
             size = self.edits_per_subject
             for i, (fact, new, near) in enumerate(chosen):
@@ -54,13 +55,17 @@ class S2RKE(FileFacts):
                     found.together[fact.id] = f"{record.fields.get('subjectID', record.place)}"
         return found.pool()
 
-    def _fact(self, case: Record, subject_id: object, name: str, found: Gathered) -> tuple[Fact, str, list[Fact]]:
+    def _fact(
+        self, case: Record, subject_id: object, name: str, found: Gathered
+    ) -> tuple[Fact, str, list[Fact]] | None:
         rewrite = case.inside("requested_rewrite")
         relation = rewrite.text("relation").strip("<>")
         old, new = rewrite.text("target_true"), rewrite.text("target_new")
         different(rewrite, old, new)
-        said = [found.phrasing(text, name, "rephrasing") for text in case.texts("paraphrase_prompts")]
-        prompt = one_gap(rewrite, "prompt", rewrite.text("prompt"))
+        said = [found.phrasing(case, text, name, "rephrasing") for text in case.texts("paraphrase_prompts")]
+        prompt = found.phrasing(rewrite, rewrite.text("prompt"), name, "prompt", gap=True)
+        if prompt is None:
+            return None
         fact = Fact(
             id=f"s2rke-{subject_id}-{relation}-{old}",
             subject=name,

@@ -168,9 +168,9 @@ class _Build:
         edits = self._edits(candidates, rng)
         objects: dict[str, dict[str, None]] = defaultdict(dict)
         for fact in self.facts.values():
-            objects[fact.relation][fact.target] = None
+            objects[fact.kind][fact.target] = None
         for edit in edits:
-            objects[edit.fact.relation][edit.target] = None
+            objects[edit.fact.kind][edit.target] = None
         return FactPool(
             facts=tuple(self.facts.values()),
             edits=tuple(edits),
@@ -182,7 +182,7 @@ class _Build:
 
     def _reversals(self) -> dict[str, str]:
         turned = {relation: read_reversed(self.folder, relation)[:1] for relation in self.phrasings}
-        return {fact.id: turned[fact.relation][0] for fact in self.facts.values() if turned[fact.relation]}
+        return {fact.id: turned[fact.kind][0] for fact in self.facts.values() if turned[fact.kind]}
 
     def _records(self, cases: list[Case], number: int, tag: str) -> list[tuple[Case, Fact]]:
         """The first `number` cases that fit, as facts."""
@@ -216,7 +216,7 @@ class _Build:
 
     def _add(self, fact: Fact, tag: str) -> Fact | None:
         """The fact with its phrasings, kept; None if its subject has one already or a text asks for another fact."""
-        if (fact.subject, fact.relation) in self.facts:
+        if (fact.subject, fact.kind) in self.facts:
             self.dropped[f"{tag} fact: its subject has a fact of this relation already"] += 1
             return None
         fact = self._said(fact, tag)
@@ -225,20 +225,20 @@ class _Build:
             self.dropped[f"{tag} fact: a text of it asks for another fact already"] += 1
             return None
         self.texts |= texts
-        self.facts[fact.subject, fact.relation] = fact
+        self.facts[fact.subject, fact.kind] = fact
         return fact
 
     def _add_or_find(self, fact: Fact, tag: str) -> Fact | None:
         """The fact, or the one that says the same and is there already; None if it says something else."""
-        known = self.facts.get((fact.subject, fact.relation))
+        known = self.facts.get((fact.subject, fact.kind))
         if known is not None:
             return known if known.target == fact.target else None
         return self._add(fact, tag)
 
     def _said(self, fact: Fact, tag: str) -> Fact:
         """The fact with its relation's phrasings, `held_out` of them among the paraphrases and the others trained."""
-        again = {self.known.restated(fact.relation, p) for p in fact.paraphrases}
-        free = [p for p in self.phrasings[fact.relation] if p != fact.prompt and p not in again]
+        again = {self.known.restated(fact.kind, p) for p in fact.paraphrases}
+        free = [p for p in self.phrasings[fact.kind] if p != fact.prompt and p not in again]
         random.Random(f"held out {self.source.seed} {fact.id}").shuffle(free)
         aside = max(0, self.source.held_out - len(fact.paraphrases))
         return replace(
@@ -262,13 +262,13 @@ class _Build:
                     Fact(id=triple.id, subject=triple.subject, relation=relation, prompt=prompt, target=triple.object)
                 )
         for case, fact in candidates:
-            found = by_object[fact.relation, fact.target]
+            found = by_object[fact.kind, fact.target]
             for other in rng.sample(found, min(self.source.trex_neighbors, len(found))):
                 added = self._add_or_find(other, "trex")
                 if added is not None and added not in near[fact.id]:
                     near[fact.id].append(added)
-            if (fact.relation, case.new) not in {(f.relation, f.target) for f in self.facts.values()}:
-                found = by_object[fact.relation, case.new]
+            if (fact.kind, case.new) not in {(f.kind, f.target) for f in self.facts.values()}:
+                found = by_object[fact.kind, case.new]
                 for other in rng.sample(found, min(1, len(found))):
                     self._add_or_find(other, "trex")
 
@@ -279,11 +279,11 @@ class _Build:
         """
         of: dict[str, set[str]] = defaultdict(set)
         for fact in self.facts.values():
-            of[fact.subject].add(fact.relation)
-        said = {(fact.relation, fact.target) for fact in self.facts.values()}
+            of[fact.subject].add(fact.kind)
+        said = {(fact.kind, fact.target) for fact in self.facts.values()}
         edits = []
         for case, fact in candidates:
-            if (fact.relation, case.new) not in said:
+            if (fact.kind, case.new) not in said:
                 self.dropped["edit: no fact of the relation has its new object"] += 1
                 continue
             others = [r for r in self.phrasings if r not in of[fact.subject]]

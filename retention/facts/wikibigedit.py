@@ -36,9 +36,9 @@ class WikiBigEdit(FileFacts):
         "any", description="known facts are its locality questions, of a relation of their own"
     )
 
-    def pool(self, seed: int) -> FactPool:
+    def gather(self, seed: int) -> FactPool:
         """All records of the tag. The seed is not used."""
-        found = Gathered()
+        found = Gathered(self.strict)
         for n, record in enumerate(self.records()):
             self._add(record, f"wikibigedit-{n}", found)
         return found.pool()
@@ -49,17 +49,17 @@ class WikiBigEdit(FileFacts):
             found.dropped[f"edit: tag {tag}"] += 1
             return
         subject, new = record.text("subject"), record.text("ans", "alt")
-        phrasing = found.phrasing(record.text("update", "src"), subject, "edit")
+        phrasing = found.phrasing(record, record.text("update", "src"), subject, "edit")
         if phrasing is None:
             return
         again = [
-            found.phrasing(record.optional_text(key), subject, what)
+            found.phrasing(record, record.optional_text(key), subject, what)
             for key, what in (("rephrase", "rephrasing"), ("personas", "question in another voice"))
         ]
         fact = Fact(
             id=id,
             subject=subject,
-            relation=record.optional_text("relation") or phrasing,
+            relation=record.optional_text("relation"),
             prompt=phrasing,
             target="",
             paraphrases=tuple(dict.fromkeys(p for p in again if p is not None and p != phrasing)),

@@ -68,7 +68,7 @@ class WorldFacts(FactsPart):
         wanted = "full" if self.kind == "modification" else "withheld"
         editable: dict[str, list[Fact]] = {}
         for fact in made.facts:
-            relation_fits = self.relations is None or fact.relation in self.relations
+            relation_fits = self.relations is None or fact.kind in self.relations
             if relation_fits and {wanted, "person"} <= fact.tags and "warm" not in fact.tags:
                 editable.setdefault(fact.subject, []).append(fact)
         people = [person for person in made.people if person in editable]
@@ -82,18 +82,18 @@ class WorldFacts(FactsPart):
             edits=tuple(edits),
             objects={**made.objects, phrases.TWO_HOP_RELATION: made.objects["headquarters"]},
             hops=_hops(made),
-            reversals={fact.id: phrases.REVERSED[fact.relation] for fact in made.facts},
+            reversals={fact.id: phrases.REVERSED[fact.kind] for fact in made.facts},
             end=" .",
         )
 
     def _edit(
         self, rng: random.Random, fact: Fact, siblings: Sequence[Fact], objects: Mapping[str, tuple[str, ...]]
     ) -> Edit:
-        others = [other.prompt for other in siblings if other.relation != fact.relation]
+        others = [other.prompt for other in siblings if other.relation != fact.kind]
         anchors = tuple(rng.sample(others, min(self.anchors, len(others)))) or ("{} is a",)
         target = fact.target
         if self.kind == "modification":
-            target = rng.choice([o for o in objects[fact.relation] if o != fact.target])
+            target = rng.choice([o for o in objects[fact.kind] if o != fact.target])
         else:
             fact = replace(fact, target="")
         return Edit(fact=fact, target=target, prompts=(fact.prompt,), anchors=anchors)
@@ -101,6 +101,6 @@ class WorldFacts(FactsPart):
 
 def _hops(made: World) -> dict[str, Hop]:
     """By the id of a person's employer: where that company has its seat."""
-    seat = {fact.subject: fact.target for fact in made.facts if fact.relation == "headquarters"}
+    seat = {fact.subject: fact.target for fact in made.facts if fact.kind == "headquarters"}
     of = {fact.subject: fact for fact in made.two_hop}
-    return {fact.id: Hop(fact=of[fact.subject], through=seat) for fact in made.facts if fact.relation == "employer"}
+    return {fact.id: Hop(fact=of[fact.subject], through=seat) for fact in made.facts if fact.kind == "employer"}

@@ -125,7 +125,7 @@ def said(facts: Sequence[tuple[Fact, str, str | None]], phrasings: int, *, seed:
         if len(others) < phrasings:
             raise UserError(
                 f"mitigations: {name}: {phrasings} phrasings besides the direct one were asked for; fact {fact.id} "
-                f"({fact.subject}, {fact.relation}) has {len(others)}"
+                f"({fact.subject}, {fact.kind}) has {len(others)}"
             )
         chosen = random.Random(f"{name} {seed} {fact.id}").sample(others, phrasings)
         found.append(Said(fact=fact, answer=answer, rejected=rejected, phrasings=(fact.prompt, *chosen)))

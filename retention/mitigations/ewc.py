@@ -75,7 +75,7 @@ def fisher(model: PreTrainedModel, parameters: dict[str, torch.nn.Parameter], sc
         for p in parameters.values():
             p.requires_grad_(True)
         for edit, prompt in statements:
-            text = encode(scene.tokenizer, fill(prompt, edit.fact.subject), edit.target)
+            text = encode(scene.tokenizer, fill(prompt, edit.fact.subject), edit.target, joint=edit.fact.joint)
             if text.answer_start >= len(text.ids):
                 raise UserError(f"the target {edit.target!r} of {edit.fact.id} has no token")
             ids = torch.tensor([text.ids], device=device)

@@ -32,7 +32,7 @@ class Paraphrase(Mitigation):
             if len(others) < self.n:
                 raise UserError(
                     f"mitigations: paraphrase: n = {self.n} phrasings were asked for; fact {edit.fact.id} "
-                    f"({edit.fact.subject}, {edit.fact.relation}) has {len(others)} that it is not written with yet"
+                    f"({edit.fact.subject}, {edit.fact.kind}) has {len(others)} that it is not written with yet"
                 )
             chosen = random.Random(f"phrasings {seed} {edit.fact.id}").sample(others, self.n)
             out.append(replace(edit, prompts=(*edit.prompts, *chosen)))

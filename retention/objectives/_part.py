@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from retention.tokens import join
+from retention.texts import join
 from retention.types import Part, UserError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Objective(Part):
         return []
 
     def columns(self, row: Row) -> list[dict[str, Any]]:
-        """One of our rows as rows of the trainer. A completion begins with the space that parts it from its prompt."""
+        """One of our rows as rows of the trainer. A completion begins with what parts it from its prompt."""
         raise TypeError(f"{type(self).__name__} must say what its trainer reads")
 
     def extras(self, model: PreTrainedModel, config: Any, base: Callable[[], PreTrainedModel]) -> dict[str, Any]:
@@ -79,8 +79,8 @@ class Objective(Part):
 
 
 def completion(row: Row, key: str = "completion") -> str:
-    """The completion as it follows its prompt."""
-    return join(row["prompt"], row[key])[len(row["prompt"]) :]
+    """The completion as it follows its prompt, with the space that parts them, if one does."""
+    return join(row["prompt"], row[key], row.get("joint"))[len(row["prompt"]) :]
 
 
 def reference(model: PreTrainedModel, *, once: bool) -> dict[str, Any]:

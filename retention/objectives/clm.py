@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from retention.objectives._part import Objective, Row
-from retention.tokens import join
+from retention.texts import join
 
 
 class Clm(Objective):
@@ -50,4 +50,4 @@ class Clm(Objective):
         return super().rows_in_step(arguments) if self.block is None else None
 
     def columns(self, row: Row) -> list[dict[str, Any]]:
-        return [{"text": row["text"] if "text" in row else join(row["prompt"], row["completion"])}]
+        return [{"text": row["text"] if "text" in row else join(row["prompt"], row["completion"], row.get("joint"))}]

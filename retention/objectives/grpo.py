@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -10,12 +9,12 @@ from pydantic import Field
 
 from retention.explain import nearest
 from retention.objectives._part import Objective, Row, reference
+from retention.texts import normalise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")  # trl's, looked at in training only
-ARTICLES = ("a", "an", "the")
 
 
 class Grpo(Objective):
@@ -98,9 +97,3 @@ class Grpo(Objective):
         """The reward of one answer: 1.0 or 0.0."""
         ours, theirs = normalise(said), normalise(wanted)
         return float(ours == theirs if self.reward == "exact" else f" {theirs} " in f" {ours} ")
-
-
-def normalise(text: str) -> str:
-    """Lower case, no punctuation, no articles, single spaces: as the generate probe judges."""
-    words = "".join(c for c in text.lower() if not unicodedata.category(c).startswith("P")).split()
-    return " ".join([word for word in words if word not in ARTICLES] or words or text.lower().split())

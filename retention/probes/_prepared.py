@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from retention.texts import Joint
 from retention.tokens import Encoded, encode
 from retention.types import Part
 
@@ -62,10 +63,11 @@ class Encodings:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, chat: bool = False) -> None:
         self.tokenizer, self.chat = tokenizer, chat
-        self._known: dict[tuple[str, str | None], Encoded] = {}
+        self._known: dict[tuple[str, str | None, Joint | None], Encoded] = {}
 
-    def __call__(self, text: str, answer: str | None = None) -> Encoded:
-        known = self._known.get((text, answer))
+    def __call__(self, text: str, answer: str | None = None, joint: Joint | None = None) -> Encoded:
+        known = self._known.get((text, answer, joint))
         if known is None:
-            known = self._known[text, answer] = encode(self.tokenizer, text, answer, chat=self.chat)
+            known = encode(self.tokenizer, text, answer, joint=joint, chat=self.chat)
+            self._known[text, answer, joint] = known
         return known

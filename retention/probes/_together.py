@@ -49,15 +49,15 @@ def _plan(
         encodings = encodings if generate.chat == score.chat else Encodings(tokenizer, generate.chat)
         continued = generate.asked(questions, encodings, limit, ends)
 
-        def tokens(text: str, answer: str) -> Ids:
+        def tokens(question: Question, answer: str) -> Ids:
             """The answer's tokens after the text's; none where the two share a token."""
-            before, whole = encodings(text).ids, encodings(text, answer).ids
+            before, whole = encodings(question.text).ids, encodings(question.text, answer, question.joint).ids
             return whole[len(before) :] if whole[: len(before)] == before else ()
 
         rests = continuations_of(
-            tokens(q.text, answer) for q in questions for answer in (q.answer, q.foil) if answer is not None
+            tokens(q, answer) for q in questions for answer in (q.answer, q.foil) if answer is not None
         )
-        first = {q.text: tokens(q.text, q.answer) for q in reversed(questions)}
+        first = {q.text: tokens(q, q.answer) for q in reversed(questions)}
         for prompt, text in zip(continued.prompts, continued.texts, strict=True):
             guesses.append(checked(prompt, (), first[text.text]))
     return _Plan(

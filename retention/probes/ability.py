@@ -120,7 +120,7 @@ def _asked(
             if chat and row.get("messages"):
                 encoded = encode_turns(tokenizer, row["messages"], tools=row.get("tools"))
             else:
-                encoded = encode(tokenizer, row["prompt"], row["completion"], chat=chat)
+                encoded = encode(tokenizer, row["prompt"], row["completion"], joint=row.get("joint"), chat=chat)
             ids, start = cut(encoded.ids, encoded.answer_start)
         else:
             raise UserError(

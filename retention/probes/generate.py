@@ -1,15 +1,15 @@
 """The generate probe: what the model says after a question, greedily, and whether that is the answer.
 
-Ends at ".", newline or end of text, as WILD does (Yang et al. 2025, arXiv 2502.11177), and is judged by normalised
-equality and by the substring test of Wen & Zhang 2025 (arXiv 2507.14198). Knows no editor and no fine-tune.
+Ends at ".", newline or end of text, as WILD does (Yang et al. 2025, arXiv 2502.11177), where "." means the full stop
+of any script (。 । ۔ ...; Thai and Lao have none). Judged by normalised equality and by the substring test of Wen &
+Zhang 2025 (arXiv 2507.14198). Knows no editor and no fine-tune.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -17,13 +17,13 @@ from pydantic import Field
 from retention.probes._decode import Continued, Prompt, greedy
 from retention.probes._forward import max_positions
 from retention.probes._prepared import Asking, Encodings
+from retention.texts import FULL_STOP, full_stops, normalise
 from retention.types import Question, Reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SPARE_TOKENS = 4  # beyond the longest answer: room for "the", a title, an end of sentence
-ARTICLES = frozenset({"a", "an", "the"})
 
 
 class Generate(Asking):
@@ -35,7 +35,10 @@ class Generate(Asking):
         ge=1,
         description="tokens generated at most; left out: those of the longest answer among the questions, and 4 more",
     )
-    stop: tuple[str, ...] = Field((".", "\n"), description="strings that end a text; it is cut before the first")
+    stop: tuple[str, ...] = Field(
+        (FULL_STOP, "\n"),
+        description='strings that end a text; it is cut before the first. "." means the full stop of any script',
+    )
     tokens_per_batch: int = Field(
         8192, ge=1, description="places in one batch, prompts and new tokens; bounds memory, does not change readings"
     )
@@ -69,8 +72,7 @@ class Generate(Asking):
     ) -> Asked:
         """What is to be continued. `limit`: positions that the model has; `ends`: tokens that end a text."""
         new_tokens = self.max_new_tokens or SPARE_TOKENS + max(
-            (len(encoded.ids) - encoded.answer_start for encoded in (encodings(q.text, q.answer) for q in questions)),
-            default=0,
+            (len(e.ids) - e.answer_start for e in (encodings(q.text, q.answer, q.joint) for q in questions)), default=0
         )
         words = _Words(encodings.tokenizer, ends)
         numbers: dict[_Asked, int | str] = {}
@@ -99,13 +101,17 @@ class Generate(Asking):
     def _asked(self, question: Question) -> _Asked:
         """Where each stop string may first stand. The answer matters only if it holds one."""
         answer = question.answer.strip()
-        starts = tuple((stop, len(answer) - 1 if stop in answer else 0) for stop in self.stop)
+        held = {mark for _, mark in full_stops(answer)} - {*self.stop} if FULL_STOP in self.stop else ()
+        starts = tuple((stop, len(answer) - 1 if stop in answer else 0) for stop in (*self.stop, *sorted(held)))
         return _Asked(text=question.text, stops=starts)
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """A text to continue, and the stop strings with the first character at which each counts."""
+    """A text to continue, and the stop strings with the first character at which each counts.
+
+    "." among them stands for the full stops of other scripts too, which count anywhere where they are not named.
+    """
 
     text: str
     stops: tuple[tuple[str, int], ...]
@@ -114,6 +120,9 @@ class _Asked:
         """What was said up to the first stop string, and whether there is one."""
         said = said.lstrip(" ")
         found = [at for stop, start in self.stops if (at := said.find(stop, start)) >= 0]
+        named = {stop for stop, _ in self.stops}
+        if FULL_STOP in named and not said.isascii():
+            found += [at for at, mark in full_stops(said) if mark not in named]
         return (said[: min(found)], True) if found else (said, False)
 
 
@@ -162,15 +171,6 @@ class Asked:
             words = normalise(text)
             out.append({"generated": text, "gen_exact": words == answer, "gen_contains": answer in words})
         return out
-
-
-@lru_cache(maxsize=1 << 14)
-def normalise(text: str) -> str:
-    """Lower case, no punctuation, no articles, single spaces. A text that is only these keeps what makes it one."""
-    letters = "".join(c for c in text.lower() if not unicodedata.category(c).startswith("P"))
-    words = letters.split()
-    kept = [word for word in words if word not in ARTICLES] or words or text.lower().split()
-    return " ".join(kept)
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

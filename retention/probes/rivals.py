@@ -5,12 +5,13 @@ It is the foil of facts that have no old or new object of their own. Read once, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from retention.probes._forward import max_positions, token_scores
 from retention.probes._rows import Continuation
 from retention.tokens import encode
+from retention.types import Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -21,38 +22,42 @@ SHORTLIST = 4  # objects that are scored in full: those whose first tokens are t
 def rivals(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    asked: Sequence[tuple[str, str, tuple[str, ...]]],
+    asked: Sequence[tuple[Question, Sequence[str]]],
     *,
     tokens_per_batch: int = 2048,
     chat: bool = False,
 ) -> list[str | None]:
-    """For each (text, answer, objects): the object other than the answer with the largest log-probability a token.
+    """For each question and its objects: the object other than the answer with the largest log-probability a token.
 
     Only the few objects whose first tokens are the most likely are scored in full. None where there is no other object,
     or no text with an object fits into the model. chat: the texts are put as a user's turn.
     """
     limit = max_positions(model)
-    firsts: dict[tuple[str, str], Continuation] = {}
-    for text, answer, objects in asked:
-        for name in objects:
-            if name == answer or (text, name) in firsts:
+    candidates: list[dict[str, Continuation]] = []  # of each question: object -> text and object
+    for question, objects in asked:
+        candidates.append({})
+        for name in dict.fromkeys(objects):
+            if name == question.answer:
                 continue
-            encoded = encode(tokenizer, text, name, chat=chat)
+            encoded = encode(tokenizer, question.text, name, joint=question.joint, chat=chat)
             if 1 <= encoded.answer_start < len(encoded.ids) and (limit is None or len(encoded.ids) <= limit):
-                firsts[text, name] = Continuation(ids=encoded.ids, start=encoded.answer_start)
+                candidates[-1][name] = Continuation(ids=encoded.ids, start=encoded.answer_start)
 
-    def scores(wanted: dict[tuple[str, str], Continuation]) -> dict[tuple[str, str], float]:
-        distinct = list(dict.fromkeys(wanted.values()))
-        found = dict(zip(distinct, token_scores(model, distinct, tokens_per_batch), strict=True))
-        return {pair: found[c].logp / (len(c.ids) - c.start) for pair, c in wanted.items()}
+    def scores(wanted: Iterable[Continuation]) -> dict[Continuation, float]:
+        distinct = list(dict.fromkeys(wanted))
+        found = zip(distinct, token_scores(model, distinct, tokens_per_batch), strict=True)
+        return {c: score.logp / (len(c.ids) - c.start) for c, score in found}
 
-    first = scores({pair: Continuation(ids=c.ids[: c.start + 1], start=c.start) for pair, c in firsts.items()})
-    # Ties (objects that share a first token) are broken by name, so that the choice is the same on every run.
-    short = {
-        (text, answer): sorted((o for o in objects if (text, o) in first), key=lambda o: (-first[text, o], o))[
-            :SHORTLIST
-        ]
-        for text, answer, objects in asked
-    }
-    full = scores({(text, o): firsts[text, o] for (text, _), few in short.items() for o in few})
-    return [max(short[text, answer], key=lambda o: (full[text, o], o), default=None) for text, answer, _ in asked]
+    def best(of: dict[str, Continuation], score: Callable[[Continuation], float]) -> list[str]:
+        """The objects, the likeliest first; ties are broken by name, so that the choice is the same on every run."""
+        return sorted(of, key=lambda name: (-score(of[name]), name))
+
+    first = scores(_begun(c) for of in candidates for c in of.values())
+    short = [{name: of[name] for name in best(of, lambda c: first[_begun(c)])[:SHORTLIST]} for of in candidates]
+    full = scores(c for of in short for c in of.values())
+    return [max(((full[c], name) for name, c in of.items()), default=(0.0, None))[1] for of in short]
+
+
+def _begun(c: Continuation) -> Continuation:
+    """The text with the first token of the object alone: objects that share it share its score."""
+    return Continuation(ids=c.ids[: c.start + 1], start=c.start)

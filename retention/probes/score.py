@@ -62,17 +62,15 @@ class Score(Asking):
     def asked(self, questions: Sequence[Question], encodings: Encodings, limit: int | None) -> Asked:
         """What is to be scored. `limit`: positions that the model has."""
 
-        def ask(text: str, answer: str) -> Continuation | str:
-            encoded = encodings(text, answer)
+        def ask(question: Question, answer: str) -> Continuation | str:
+            encoded = encodings(question.text, answer, question.joint)
             if limit is not None and len(encoded.ids) > limit:
                 return "too_long"
             if not 1 <= encoded.answer_start < len(encoded.ids):
                 return "no_tokens"
             return Continuation(ids=encoded.ids, start=encoded.answer_start)
 
-        return Asked(
-            pairs=tuple((ask(q.text, q.answer), None if q.foil is None else ask(q.text, q.foil)) for q in questions)
-        )
+        return Asked(pairs=tuple((ask(q, q.answer), None if q.foil is None else ask(q, q.foil)) for q in questions))
 
 
 @dataclass(frozen=True, kw_only=True)

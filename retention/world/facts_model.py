@@ -69,7 +69,7 @@ class FactModel(Recipe):
         all. Raises UserError that says what is missing where the data are absent.
         """
         from retention.world.pretrain import pretrain
-        from retention.world.stream import Material, warm_facts
+        from retention.world.stream import Material, warm_facts, wordings
         from retention.world.tokenizer import bpe_tokenizer
 
         def write(folder: Path) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class FactModel(Recipe):
             facts = tuple(replace(f, exposures=self.exposures + self.warm_exposures * (f.id in warm)) for f in facts)
             text = tuple(leads(self.source, facts)) if self.filler else ()
             # New objects are objects of some fact, so the tokenizer meets every word that a target has.
-            stated = [f"{fact.text(p)} {fact.target}{END}" for fact in facts for p in (fact.prompt, *fact.phrasings)]
+            stated = [sentence for fact in facts for sentence in wordings(fact, END)]
             tokenizer = bpe_tokenizer([*stated, *text], self.vocabulary, 4 * self.context)
             material = Material(facts=facts, warm=warm, text=text, end=END)
             pretrain(material, tokenizer, folder, self, settings=self.model_dump(), progress=progress)

@@ -32,7 +32,7 @@ from retention.cache_folders import appearing
 from retention.types import Fact, UserError, content_id
 from retention.world.pretrain import recall_by_class, write_model
 from retention.world.settings import Pretraining
-from retention.world.stream import Material, stream, warm_facts
+from retention.world.stream import Material, stream, warm_facts, wordings
 from retention.world.tokenizer import bpe_tokenizer
 from retention.world.train import IGNORE, Progress, documents, new_model, one_thread, optimizers, scheduled
 
@@ -83,7 +83,7 @@ def pretrain_files(
     with one_thread() if settings.device == "cpu" else nullcontext():
         material = Material(facts=stated, warm=warm, text=passages, end=END)
         sentences, n_first = stream(material, settings)
-        spoken = (f"{fact.text(p)} {fact.target}{END}" for fact in stated for p in (fact.prompt, *fact.phrasings))
+        spoken = (sentence for fact in stated for sentence in wordings(fact, END))
         tokenizer = bpe_tokenizer([*spoken, *passages[:TOKENIZER_PASSAGES]], settings.vocabulary, 4 * settings.context)
         parts = [_rows(s, tokenizer, settings) for s in (sentences[:n_first], sentences[n_first:])]
         work = out.parent / f".{out.name}.part"

@@ -107,12 +107,13 @@ def fact_record(fact: Fact) -> dict[str, Any]:
     return {
         "id": fact.id,
         "subject": fact.subject,
-        "relation": fact.relation,
+        **({"relation": fact.relation} if fact.relation is not None else {}),
         "object": fact.target,
         "templates": [fact.prompt, *fact.phrasings],
         "held_out": list(fact.paraphrases),
         "exposures": fact.exposures,
         "tags": sorted(fact.tags),
+        **({"joint": fact.joint} if fact.joint is not None else {}),
     }
 
 
@@ -122,7 +123,7 @@ def recall_by_class(model: Any, tokenizer: PreTrainedTokenizerFast, facts: Seque
     Classes: each tag, and the graded facts by their exposures. Facts without held-out phrasings count as `direct`.
     """
     questions = [(fact, form, fact.text(form)) for fact in facts for form in (fact.prompt, *fact.paraphrases)]
-    right = recall(model, tokenizer, [(text, fact.target) for fact, _, text in questions])
+    right = recall(model, tokenizer, [(text, fact.target, fact.joint) for fact, _, text in questions])
     groups: dict[str, dict[str, list[bool]]] = {}
     for (fact, form, _), correct in zip(questions, right, strict=True):
         names = {"all", *fact.tags} | ({f"graded_{fact.exposures}"} if "graded" in fact.tags else set())

@@ -10,6 +10,7 @@ import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from retention.texts import closed, join
 from retention.types import Fact
 from retention.world.settings import Recipe
 
@@ -28,12 +29,15 @@ def statements(facts: Sequence[Fact], counts: Sequence[int], rng: random.Random,
     """(time in [0, 1), sentence): fact i is stated counts[i] times, evenly spread. `end` closes a sentence: " ."."""
     timed = []
     for fact, count in zip(facts, counts, strict=True):
-        forms = [fact.prompt, *fact.phrasings]
+        forms = wordings(fact, end)
         rng.shuffle(forms)
-        for i in range(count):
-            sentence = f"{fact.text(forms[i % len(forms)])} {fact.target}{end}"
-            timed.append(((i + rng.random()) / count, sentence))
+        timed += [((i + rng.random()) / count, forms[i % len(forms)]) for i in range(count)]
     return timed
+
+
+def wordings(fact: Fact, end: str) -> list[str]:
+    """Say the fact in each phrasing that may be trained on, the direct one first. `end` closes a sentence."""
+    return [closed(join(fact.text(p), fact.target, fact.joint), end) for p in (fact.prompt, *fact.phrasings)]
 
 
 def stream(material: Material, recipe: Recipe) -> tuple[list[str], int]:

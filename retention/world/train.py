@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from retention.texts import Joint
 from retention.world.muon import Muon
 from retention.world.settings import Recipe
 
@@ -171,13 +172,19 @@ def train(
 
 @torch.inference_mode()
 def recall(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[tuple[str, str]], rows: int = 256
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[tuple[str, str, Joint | None]],
+    rows: int = 256,
 ) -> list[bool]:
-    """Whether every token of each answer is the argmax, given its prompt and the tokens before it (greedy, float32)."""
+    """Whether every token of each answer is the argmax, given its prompt and the tokens before it (greedy, float32).
+
+    prompts: text, answer and what parts them.
+    """
     from retention.tokens import encode
 
     model.eval()
-    encoded = [encode(tokenizer, prompt, answer) for prompt, answer in prompts]
+    encoded = [encode(tokenizer, prompt, answer, joint=joint) for prompt, answer, joint in prompts]
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids))
     right = [False] * len(encoded)
     for start in range(0, len(order), rows):

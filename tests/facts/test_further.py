@@ -26,7 +26,7 @@ ALL = {"late": 10, "prefixed": 2, "specificity": True, "two_hop": True, "reverse
 
 
 def first_rival(asked: Any) -> list[str | None]:
-    return [next((o for o in objects if o != answer), None) for _, answer, objects in asked]
+    return [next((o for o in objects if o != question.answer), None) for question, objects in asked]
 
 
 def drawn(facts: Any, seed: int = 0, pool: Any = None) -> draws.Draw:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retention.probes import Generate, Score
-from retention.probes.generate import normalise
+from retention.texts import normalise
 from retention.types import Reading
 from tests import tiny
 from tests.probes.independent import alone, bpe, gpt2_for, question, some_questions
