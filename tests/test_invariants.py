@@ -448,3 +448,9 @@ def test_a_draw_depends_on_its_seed_alone_and_never_on_success():
     assert all(len(other.facts[i].target) % 2 == 0 for i in ids(other, "intrinsic"))
     with pytest.raises(UserError, match=r"6 intrinsic facts were asked for; .* knows none of them"):
         drawn(0, lambda asked: [False] * len(asked))
+
+
+def test_test_files_have_names_of_their_own():
+    """Test folders are no packages: two files of one name stop the collection of the whole suite."""
+    names = [path.name for path in (PACKAGE.parent / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert {name for name in names if names.count(name) > 1} <= {"__init__.py"}
