@@ -18,7 +18,7 @@ import tables
 from opened import Opened, drawn_from, names_of, parser, right_by, script, title
 
 import retention
-from retention.statistics import matching
+from retention.statistics import matching, wording
 
 HOW = {  # name -> look
     "matched": {"color": "#D55E00", "marker": "o"},
@@ -38,13 +38,13 @@ def compute(study: Opened) -> None:
         none = "no edited fact is right at step 0" if pairs.edited == 0 else "no intrinsic fact is right at step 0"
         p = pairs.matched.p_t if len(cell.runs) > 1 else pairs.matched.p_facts
         found.append(
-            named | {"runs": len(cell.runs), "edited": pairs.edited, "intrinsic": pairs.intrinsic}
-            | tables.parts("unmatched", pairs.unmatched)
+            named | {"runs": len(cell.runs), "seeds": cell.seeds, "edited": pairs.edited, "intrinsic": pairs.intrinsic}
+            | tables.difference("unmatched", pairs.unmatched)
             | {"unmatched_state": "ok" if pairs.unmatched else none}
             | {"unmatched_p": pairs.unmatched.p if pairs.unmatched else None}
-            | tables.parts("matched", pairs.matched.difference)
+            | tables.difference("matched", pairs.matched.difference)
             | {"matched_p": p, "matched_state": pairs.state}
-            | tables.parts("regression", model.difference)
+            | tables.difference("regression", model.difference)
             | {"regression_p": model.p, "log_odds": model.log_odds, "regression_state": model.state}
             | {"not_measured_or_constant": ", ".join(pairs.left_out), "matched_on": "lead"}
         )  # fmt: skip
@@ -93,7 +93,7 @@ def draw(source: Path, out: Path) -> None:
     few = found["matched_n"] < matching.LEAST_PAIRS  # tables stored earlier compare any number of pairs
     found.loc[few, ["matched", "matched_low", "matched_high", "matched_p", "matched_q"]] = float("nan")
     found.loc[few, "matched_state"] = [
-        f"{matching.IMPOSSIBLE}: {n:.0f} pairs, fewer than {matching.LEAST_PAIRS}" for n in found.loc[few, "matched_n"]
+        f"{wording.IMPOSSIBLE}: {n:.0f} pairs, fewer than {matching.LEAST_PAIRS}" for n in found.loc[few, "matched_n"]
     ]
     drawn = figure(found)
     for path in style.save(drawn, out, "forest"):
@@ -101,6 +101,7 @@ def draw(source: Path, out: Path) -> None:
     plt.close(drawn)
     shown = found[names_of(found, "runs")].copy()
     shown["runs"] = found["runs"]
+    said = {name: tables.verdicts(found, name, f"{name}_p", f"{name}_state") for name in HOW}
     for name in HOW:
         shown[f"{name} (n)"] = [
             tables.told(tables.estimate(row, name), row[f"{name}_state"], signed=True) for _, row in found.iterrows()
@@ -109,18 +110,20 @@ def draw(source: Path, out: Path) -> None:
             f"{tables.p_value(p)}, {tables.p_value(q)}" if pd.notna(p) else "-"
             for p, q in zip(found[f"{name}_p"], found[f"{name}_q"], strict=True)
         ]
+        shown[f"verdict ({name})"] = [verdict.short for verdict in said[name]]
     left = found["not_measured_or_constant"].iloc[0]
     # Tables stored before 2026-11-28 are matched on the margin over the foil, which does not decide what is kept.
-    on = "lead" if "matched_on" in found else "margin over the foil (stored before the lead was read)"
+    on = "lead" if "matched_on" in found else "margin over the foil (stored before the lead was read, and not fair)"
     note = (
         f"{right_by(found)} Share kept at the last step of edited minus intrinsic facts, of those right at step 0 [95 "
         "% interval; the run is the unit of replication, of one run its facts]. Matched: pairs within run and "
         f"relation, {on} within {matching.CALIPER} standard deviations (n pairs; fewer than {matching.LEAST_PAIRS}: "
-        f"{matching.IMPOSSIBLE}). Regression: mean effect of being edited at equal {on}, length and frequency "
-        f"(logistic, errors clustered by run). Unmatched: {matching.SELECTION} q: Benjamini and Hochberg's, over all "
+        f"{wording.IMPOSSIBLE}). Regression: mean effect of being edited at equal {on}, length and frequency "
+        f"(logistic, errors clustered by run). Unmatched: {wording.SELECTION} q: Benjamini and Hochberg's, over all "
         f"{len(found)} lines." + (f" Not measured, or the same for all: {left}." if pd.notna(left) else "")
     )
-    tables.show(out, "forest", shown, note)
+    sentences = [wording.matched(said["matched"], on), wording.unmatched(said["unmatched"], said["matched"]), note]
+    tables.show(out, "forest", shown, "\n\n".join(sentences))
     told = tables.read(source, "balance", names_end="pairs")
     for name in ("edited", "intrinsic", "before", "after"):
         why = (

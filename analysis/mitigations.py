@@ -23,6 +23,7 @@ from opened import GROUPS, Opened, drawn_from, names_of, parser, script
 
 import retention
 from retention import statistics as st
+from retention.statistics import wording
 from retention.types import UserError
 
 NAMES = tuple(axis if axis == "mitigations" else f"by_{axis}" for axis in st.AXES)  # of the tables, by axis
@@ -40,12 +41,14 @@ def table(
     gains = {measure: st.task_gains(scores, measure) for measure in st.MEASURES}
     lines = []
     for key, part in pairs.groupby([*context, axis], sort=True):
-        named = dict(zip([*context, axis], key, strict=True))
+        named, seeds = dict(zip([*context, axis], key, strict=True)), part["seed"].nunique()
         for group in GROUPS:
             lines.append(
-                named | {"measure": group} | retention_line(st.paired_questions(questions[group], part), group)
+                named
+                | {"measure": group, "seeds": seeds}
+                | retention_line(st.paired_questions(questions[group], part), group)
             )
-        lines.append(named | gain_line(part, gains))
+        lines.append(named | {"seeds": seeds} | gain_line(part, gains))
     found = pd.DataFrame(lines)
     for test in TESTS:
         found[test] = found.get(test)
@@ -74,7 +77,7 @@ def retention_line(paired: pd.DataFrame, group: str) -> dict[str, object]:
     if everything.difference is None:
         state = f"no {group} facts"
     return {
-        **tables.parts("difference", kept.difference),
+        **tables.difference("difference", kept.difference),
         "arm": kept.arm, "baseline": kept.against, "runs": kept.runs, "better": kept.more, "worse": kept.less,
         "p_seeds": kept.p_seeds, "p_t": kept.p_t, "p_facts": kept.p_facts, "least_p_seeds": kept.least_p,
         "right_at_0": at_0["start"], "right_at_0_baseline": at_0["start_base"],
@@ -89,8 +92,9 @@ def gain_line(pairs: pd.DataFrame, gains: dict[str, pd.Series]) -> dict[str, obj
         if set(pairs["run"]) | set(pairs["baseline"]) <= set(gain.index):
             arm, base = gain[pairs["run"]].to_numpy(), gain[pairs["baseline"]].to_numpy()
             found = st.paired_means(arm, base)
+            parts = tables.difference if measure == "task_accuracy" else tables.parts  # a loss is no share
             return {
-                "measure": f"{measure} gain", **tables.parts("difference", found.difference), "arm": found.arm,
+                "measure": f"{measure} gain", **parts("difference", found.difference), "arm": found.arm,
                 "baseline": found.against, "runs": len(pairs), "better": found.more, "worse": found.less,
                 "p_seeds": found.p_seeds, "p_t": found.p_t, "least_p_seeds": found.least_p,
                 "state": "ok" if len(pairs) > 1 else "one pair of runs: no interval",
@@ -101,8 +105,8 @@ def gain_line(pairs: pd.DataFrame, gains: dict[str, pd.Series]) -> dict[str, obj
 def shown(found: pd.DataFrame, axis: str) -> pd.DataFrame:
     """The table for people: a line for each arm and measure, effect first."""
     context = names_of(found, axis)
-    lines = []
-    for _, line in found.iterrows():
+    lines, said = [], judged(found)
+    for i, line in found.iterrows():
         known = pd.notna(line["difference"])
         tests = {test: line[f"p_{test}"] for test in ("seeds", "t", "facts")}
         lines.append(
@@ -110,6 +114,7 @@ def shown(found: pd.DataFrame, axis: str) -> pd.DataFrame:
             | {
                 "of": line["measure"],
                 "difference [95 %] (n)": _told(line, "difference") if known else line["state"],
+                "verdict": said[i].short if known else "-",
                 "arm, baseline": f"{line['arm']:.2f}, {line['baseline']:.2f}" if known else "-",
                 "runs": str(line["runs"]),
                 "better, worse": f"{line['better']}, {line['worse']}",
@@ -126,6 +131,30 @@ def shown(found: pd.DataFrame, axis: str) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(lines)
+
+
+def judged(found: pd.DataFrame) -> pd.Series:
+    """What each line can say (wording.Verdict): Student's p over seeds, of one seed McNemar's; a family a measure."""
+    p = found["p_t"].where(found["seeds"] > 1, found["p_facts"])
+    lines = found.assign(p=p)
+    return pd.concat(
+        pd.Series(tables.verdicts(own, "difference", "p", "state"), index=own.index)
+        for _, own in lines.groupby("measure", sort=False)
+    )
+
+
+def sentences(found: pd.DataFrame, axis: str, only: pd.Index | None = None) -> list[str]:
+    """What the lines say together, one sentence for each measure: retention of either group, the task's gain.
+
+    only: the lines to speak of; the correction is for all.
+    """
+    said, out = judged(found), []
+    against = found["against"].iloc[0]
+    for measure, own in (found if only is None else found.loc[only]).groupby("measure", sort=False):
+        of = f"retention of {measure} facts" if measure in GROUPS else f"{str(measure).replace('_', ' ')}"
+        arms = [(str(name), said[i]) for i, name in own[axis].items()]
+        out.append(wording.named(arms, f"{axis.capitalize()} against {against}, {of}"))
+    return out
 
 
 def _told(line: pd.Series, name: str) -> str:
@@ -146,7 +175,9 @@ def note(found: pd.DataFrame, axis: str) -> str:
         f"runs' differences, exact up to 16 runs (the least p that so many runs can give: {least or 'none'}); p (t): "
         "Student's over the same, dual to the interval; p (facts): McNemar's mid-p test, of these runs alone. q: "
         f"Benjamini and Hochberg's, over all lines of one measure ({counted} tests). Unconditional: all facts of the "
-        "group, which also holds what the arm does to the edit itself."
+        "group, which also holds what the arm does to the edit itself. Verdict: lower or higher where the interval "
+        f"excludes zero and q < {wording.LEVEL}; within ±{st.BOUND:.2f} by two one-sided tests (TOST) at the same "
+        "rate; else these data cannot tell."
     )
 
 
@@ -260,7 +291,7 @@ def draw(source: Path, out: Path, name: str = "mitigations") -> None:
     for path in style.save(drawn, out, name):
         print(f"figure: {path}")
     plt.close(drawn)
-    tables.show(out, name, shown(found, axis), note(found, axis))
+    tables.show(out, name, shown(found, axis), "\n\n".join([*sentences(found, axis), note(found, axis)]))
 
 
 def main() -> None:

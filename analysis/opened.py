@@ -29,6 +29,11 @@ class Cell:
     rows: pd.DataFrame
     runs: tuple[str, ...]
 
+    @property
+    def seeds(self) -> int:
+        """Different draws of facts and training among the runs."""
+        return len(self.rows[["seed", "facts_seed"]].drop_duplicates())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:

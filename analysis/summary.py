@@ -15,7 +15,7 @@ from opened import Opened, drawn_from, names_of, parser, script
 
 import retention
 from retention import statistics as st
-from retention.statistics import matching
+from retention.statistics import matching, wording
 from retention.store import write_text
 
 
@@ -70,7 +70,7 @@ def markdown(frame: pd.DataFrame) -> str:
     def cell(row: pd.Series, name: str) -> str:
         if pd.isna(row[name]):
             if name == "matched":
-                return matching.IMPOSSIBLE
+                return wording.IMPOSSIBLE
             return "none right at step 0" if name in end else "no such rows"
         return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}] ({int(row[f'{name}_n'])})"
 
@@ -116,7 +116,7 @@ def markdown(frame: pd.DataFrame) -> str:
                 True,
             ),
             "",
-            f"{'Matched on the lead at step 0 (n pairs of facts). ' if matched else ''}Unmatched: {matching.SELECTION}",
+            f"{'Matched on the lead at step 0 (n pairs of facts). ' if matched else ''}Unmatched: {wording.SELECTION}",
             "",
         ]
     )

@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from retention.statistics import Estimate
-from retention.statistics.wording import adjusted
+from retention.statistics import VERSION, Estimate, wording
+from retention.statistics.wording import Compared, Verdict, adjusted
 from retention.statistics.wording import p_value as p_value  # part of a table's words: tables.p_value, tables.told
 from retention.statistics.wording import told as told
 from retention.store import write_text
@@ -24,6 +24,11 @@ _LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}",
 }  # fmt: skip
+
+
+def difference(name: str, estimate: Estimate | None) -> dict[str, float | int | None]:
+    """A difference of shares as columns of a CSV table, with the p that it is smaller than what would matter."""
+    return parts(name, estimate) | {f"{name}_p_within": None if estimate is None else estimate.p_within}
 
 
 def parts(name: str, estimate: Estimate | None) -> dict[str, float | int | None]:
@@ -52,9 +57,9 @@ def latex(shown: pd.DataFrame, note: str) -> str:
 
 
 def keep(out: Path, name: str, frame: pd.DataFrame) -> None:
-    """Write NAME.csv."""
+    """Write NAME.csv; the last column is the version of the statistics."""
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
+    write_text(out / f"{name}.csv", frame.assign(statistics=VERSION).to_csv(index=False, float_format="%.6g"))
     print(f"table: {out / f'{name}.csv'}")
 
 
@@ -68,7 +73,7 @@ def read(folder: Path, name: str, *, names_end: str) -> pd.DataFrame:
         raise UserError(f"{path}: no column {names_end!r}; the table was written by another version: compute it anew")
     names = columns[: columns.index(names_end)]
     found = pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=[""])
-    return found.fillna(dict.fromkeys(names, ""))
+    return found.fillna(dict.fromkeys(names, "")).drop(columns="statistics", errors="ignore")
 
 
 def show(out: Path, name: str, shown: pd.DataFrame, note: str) -> None:
@@ -81,9 +86,28 @@ def show(out: Path, name: str, shown: pd.DataFrame, note: str) -> None:
 
 
 def estimate(row: Any, name: str) -> Estimate | None:
-    """An estimate from the four columns that `parts` made; None where it has no value."""
+    """An estimate from the columns that `parts` or `difference` made; None where it has no value."""
     value, low, high, n = (row[f"{name}{part}"] for part in ("", "_low", "_high", "_n"))
-    return None if pd.isna(value) else Estimate(value=float(value), low=float(low), high=float(high), n=int(n))
+    if pd.isna(value):
+        return None
+    within = row.get(f"{name}_p_within")
+    return Estimate(
+        value=float(value), low=float(low), high=float(high), n=int(n),
+        p_within=None if within is None or pd.isna(within) else float(within),
+    )  # fmt: skip
+
+
+def verdicts(lines: pd.DataFrame, name: str, p: str, state: str) -> list[Verdict]:
+    """What each line's difference `name` can say, corrected for all these lines. p, state: columns; so is `seeds`."""
+    return wording.verdicts(
+        [
+            Compared(
+                estimate=estimate(row, name), p=None if pd.isna(row[p]) else float(row[p]), seeds=int(row["seeds"]),
+                why=str(row[state]),
+            )
+            for _, row in lines.iterrows()
+        ]
+    )  # fmt: skip
 
 
 def false_discovery(p: pd.Series) -> pd.Series:

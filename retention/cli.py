@@ -348,6 +348,26 @@ def compact(
 
 
 @app.command()
+def excerpt(
+    study: Annotated[Path, typer.Argument(help="a study's folder in a results folder; all its runs are complete")],
+    out: Annotated[Path | None, typer.Option("--out", help="folder to write [default: STUDY/excerpt]")] = None,
+) -> None:
+    """Write what a study's tables are computed from into a few small files, to be committed or published with them."""
+    from retention import excerpt as writer
+    from retention.reading import load
+
+    tables = {}
+    for name in writer.TABLES:
+        try:
+            tables[name] = load(study, name)  # type: ignore[arg-type]
+        except UserError:
+            if name not in ("weights", "relearn"):
+                raise
+    written = writer.write(out or study / writer.FOLDER, tables)
+    print(f"excerpt: {written} ({sum(path.stat().st_size for path in written.iterdir()) / 1e6:.2f} MB)")
+
+
+@app.command()
 def pretrain(
     facts: Annotated[
         list[str],

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import pandas as pd
 
+from retention import excerpt
 from retention.explain import nearest
 from retention.store import ADDED, KINDS, ROWS, Kind, Store
 from retention.types import UserError
@@ -58,7 +59,8 @@ def load(
     forgotten edits are taught again (groups `forgotten` and `never_edited`; step: of relearning). scores: held-out
     loss and accuracy of the task, and the abilities'. weights: what training did to the edited matrices. runs: the
     keys of each run, complete or not. facts, questions: what was asked, by base_id. Raises UserError if nothing is
-    there, or if a file is not as it was written (Store.check_all).
+    there, or if a file is not as it was written (Store.check_all). A study's folder that holds an excerpt alone
+    (retention/excerpt.py) is read from it, with fewer columns.
 
     by: means instead of rows, one line for each combination of these columns (of `rows`, or an axis of the grid), in
     their order: of each of `measures` (all_correct unless said; see MEASURES) the mean over rows in which it is not
@@ -72,6 +74,10 @@ def load(
         raise UserError(
             f"load: no table {table!r}{nearest(table, get_args(Table))}; there are: {', '.join(get_args(Table))}"
         )
+    if (found := excerpt.at(Path(path))) is not None:
+        if by is not None:
+            raise UserError(f"{found}: an excerpt; `by` is for results folders, use a pandas groupby here")
+        return excerpt.read(found, table)
     store, runs = _runs(Path(path))
     if by is None and (measures is not None or given is not None):
         raise UserError("load: `measures` and `given` go with `by`: without it every row is read as it is")

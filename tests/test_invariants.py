@@ -92,6 +92,7 @@ LEVELS = {
         "preflight",
         "launch",
         "store",
+        "excerpt",
         "reading",
         "statistics",
         "regimes",

@@ -15,7 +15,7 @@ from retention import statistics as st
 from retention.report._read import Opened
 from retention.statistics import matching
 from retention.statistics.curves import Curves, curves
-from retention.statistics.wording import adjusted
+from retention.statistics.wording import IMPOSSIBLE, adjusted
 from retention.types import UserError
 
 FIRST = ("edited", "intrinsic")  # groups that stand first
@@ -141,7 +141,7 @@ def _fair(rows: pd.DataFrame, facts: pd.DataFrame | None, criterion: str) -> Fai
         unmatched=pairs.unmatched, matched=pairs.matched, regression=model.difference,
         states={
             "unmatched": "ok" if pairs.unmatched else none,
-            "matched": pairs.state if pairs.state == "ok" or not missing else f"{matching.IMPOSSIBLE}: {none}",
+            "matched": pairs.state if pairs.state == "ok" or not missing else f"{IMPOSSIBLE}: {none}",
             "regression": none or model.state,
         },
     )  # fmt: skip

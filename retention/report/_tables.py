@@ -11,9 +11,8 @@ import yaml
 from retention import statistics as st
 from retention.report._cells import FIRST, Arm, Cell
 from retention.report._read import STAGES, Opened
-from retention.report._words import Verdict
-from retention.statistics import matching, survival
-from retention.statistics.wording import p_value, told
+from retention.statistics import survival, wording
+from retention.statistics.wording import Verdict, p_value, told
 
 GAIN = {"task_accuracy": "accuracy", "task_loss": "nats/token"}
 MEASURE = {"task_accuracy": "task gain, accuracy", "task_loss": "task gain, nats/token"}
@@ -51,7 +50,7 @@ def kept(cells: Sequence[Cell], varied: Sequence[str], unmatched: Sequence[Verdi
                 str(cell.steps),
                 *ends,
                 told(found.estimate, found.why or "-", signed=True),
-                found.told,
+                found.short,
                 gain,
             )
         )
@@ -63,7 +62,7 @@ def kept(cells: Sequence[Cell], varied: Sequence[str], unmatched: Sequence[Verdi
         ),
         body=tuple(body), names=len(varied),
         note=f"Share [95 % interval] (n facts; of the task gain, n runs). Edited − intrinsic is unmatched. "
-        f"{matching.SELECTION}",
+        f"{wording.SELECTION}",
     )  # fmt: skip
 
 
@@ -74,7 +73,7 @@ def fair(cells: Sequence[Cell], varied: Sequence[str], matched: Sequence[Verdict
         f = cell.fair
         body.append(
             (
-                *named(cell, varied), told(f.matched.difference, f.states["matched"] or "-", signed=True), found.told,
+                *named(cell, varied), told(f.matched.difference, f.states["matched"] or "-", signed=True), found.short,
                 told(f.regression, f.states["regression"], signed=True),
                 told(f.unmatched, f.states["unmatched"] or "-", signed=True),
             )
@@ -85,7 +84,7 @@ def fair(cells: Sequence[Cell], varied: Sequence[str], matched: Sequence[Verdict
         body=tuple(body), names=len(varied),
         note="Matched: pairs within run and relation that start with nearly the same lead over the best other token, "
         "answer length and frequency. Regression: mean effect of being edited at equal lead, length and frequency. "
-        f"Unmatched: {matching.SELECTION}",
+        f"Unmatched: {wording.SELECTION}",
     )  # fmt: skip
 
 

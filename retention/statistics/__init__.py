@@ -3,6 +3,7 @@
 What fits curves and regressions is imported by its own name (`retention.statistics.survival`, say): it costs a second.
 """
 
+from retention.statistics.equivalence import BOUND
 from retention.statistics.gains import MEASURES, task_gains
 from retention.statistics.intervals import Estimate, mean_estimate
 from retention.statistics.paired import (
@@ -30,7 +31,12 @@ from retention.statistics.shares import (
     share,
 )
 
+# Raised when equal rows would give other numbers; every stored table names the version that it was computed with.
+VERSION = 2
+
 __all__ = [
+    "VERSION",
+    "BOUND",
     "CRITERIA",
     "CELL",
     "Estimate",

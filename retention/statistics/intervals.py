@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from retention.statistics.equivalence import p_within
+
 LEVEL = 0.95
 
 
@@ -25,6 +27,7 @@ class Estimate:
     high: float
     n: int  # facts, over all runs; for a difference the smaller of the two; for a mean over runs, runs
     p: float | None = None  # of a difference: how often chance alone differs as much, two-sided
+    p_within: float | None = None  # of a difference: that it is smaller than equivalence.BOUND, by two one-sided tests
 
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
@@ -94,4 +97,5 @@ def mean_estimate(values: np.ndarray) -> Estimate:
     if n == 1:
         return Estimate(value=mean, low=float("nan"), high=float("nan"), n=1)
     half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
-    return Estimate(value=mean, low=mean - half, high=mean + half, n=n)
+    low, high = mean - half, mean + half
+    return Estimate(value=mean, low=low, high=high, n=n, p_within=p_within(mean, low, high, n - 1))

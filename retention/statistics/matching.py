@@ -21,6 +21,7 @@ from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 from retention.statistics.intervals import Estimate
 from retention.statistics.paired import Comparison, compare_counts
 from retention.statistics.shares import Counts, difference
+from retention.statistics.wording import IMPOSSIBLE
 
 COVARIATES = {  # name -> what it is
     "lead": "log-probability of the answer's weakest token minus that of the best other token, at step 0, nats",
@@ -31,11 +32,6 @@ COVARIATES = {  # name -> what it is
 # LEAST_PAIRS overlap there is no comparison.
 CALIPER = 0.25
 LEAST_PAIRS = 20
-IMPOSSIBLE = "no comparison possible"
-SELECTION = (
-    "Intrinsic facts are selected by the criterion that is read later and start just above it; edits are not. "
-    "With no true difference, this alone makes the unmatched difference +0.05 to +0.12."
-)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from retention.statistics.equivalence import p_within
 from retention.statistics.intervals import Estimate, mean_estimate, spread
 from retention.statistics.shares import Counts, cell_columns, codes, of_questions
 from retention.types import UserError
@@ -155,9 +156,11 @@ def compare_counts(arm: Counts, base: Counts) -> Comparison:
     careful = (a + b - (a - b) ** 2) / (n + 2)
     tells = runs > 1 and s.variance > 0
     half = s.half_width(float(d.var() / n)) if tells else float(stats.norm.ppf(0.975) * np.sqrt(careful))
+    low, high = max(value - half, -1.0), min(value + half, 1.0)
+    within = p_within(value, low, high, s.df if tells else np.inf)
     totals = np.bincount(arm.run, weights=d)[np.unique(arm.run)]
     return Comparison(
-        difference=Estimate(value=value, low=max(value - half, -1.0), high=min(value + half, 1.0), n=n),
+        difference=Estimate(value=value, low=low, high=high, n=n, p_within=within),
         arm=float(arm.right.mean()),
         against=float(base.right.mean()),
         runs=runs,

@@ -18,6 +18,7 @@ from statsmodels.stats.proportion import (
     test_proportions_2indep,
 )
 
+from retention.statistics.equivalence import p_within
 from retention.statistics.intervals import Estimate, spread
 from retention.store import ROWS
 from retention.types import UserError
@@ -163,13 +164,15 @@ def difference(a: Counts, b: Counts) -> Estimate | None:
                 p = float(test_proportions_2indep(*two, method="score").pvalue)
         else:
             p = 1.0
-        return Estimate(value=value, low=float(low), high=float(high), n=n, p=p)
+        within = p_within(value, float(low), float(high))
+        return Estimate(value=value, low=float(low), high=float(high), n=n, p=p, p_within=within)
     certain = sum(_jeffreys(c) for c in (a, b) if c.right.min() == c.right.max())
     s = replace(s, variance=s.variance + certain)
     alone = float(a.right.var() / na + b.right.var() / nb + certain)
     half = s.half_width(alone)
     chance = s.p_value(value, alone)
-    return Estimate(value=value, low=max(value - half, -1.0), high=min(value + half, 1.0), n=n, p=chance)
+    low, high = max(value - half, -1.0), min(value + half, 1.0)
+    return Estimate(value=value, low=low, high=high, n=n, p=chance, p_within=p_within(value, low, high, s.df))
 
 
 def _jeffreys(c: Counts) -> float:

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+
+from retention.statistics import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
@@ -54,7 +57,22 @@ def test_tables_equal_the_committed_ones(figures, monkeypatch, tmp_path, capsys)
     assert drawn == sorted(path.relative_to(RESULTS) for path in committed)
     for path in drawn:
         assert (tmp_path / path).read_text() == (RESULTS / path).read_text(), path
-    assert capsys.readouterr().out.count("drawn: ") == len(list(figures.stored(RESULTS)))
+    for path in tmp_path.rglob("*.csv"):  # of studies with an excerpt, computed from it
+        assert path.read_text() == (RESULTS / path.relative_to(tmp_path)).read_text(), path
+    assert capsys.readouterr().out.count("drawn: ") == len({folder for folder, _ in figures.stored(RESULTS)})
+
+
+def test_stored_tables_name_the_statistics_that_computed_them(figures):
+    """Those of the present code, wherever an excerpt allows to compute them; else results/README.md names the study."""
+    old = set()
+    for path in sorted(RESULTS.glob("*/*.csv")):
+        versions = set(pd.read_csv(path)["statistics"])
+        assert len(versions) == 1, path
+        if versions != {VERSION}:
+            old.add(path.parent.name)
+            assert not (path.parent / "excerpt").exists(), f"{path}: run make figures"
+    listed = re.search(r"in forest tables\):\n([^.]*)\.", (RESULTS / "README.md").read_text())
+    assert old == (set(listed.group(1).split(", ")) if listed else set())
 
 
 @pytest.mark.parametrize("which", [pytest.param("few", id="few"), pytest.param("all", marks=pytest.mark.long)])
@@ -78,7 +96,7 @@ def test_all_that_is_cited_can_be_drawn(figures):
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/findings.md"])
-def test_tables_in_our_texts_are_the_stored_ones(figures, name):
+def test_tables_and_findings_in_our_texts_are_the_stored_ones(figures, name):
     import cited as script
 
     text = (ROOT / name).read_text()
@@ -89,6 +107,16 @@ def test_tables_in_our_texts_are_the_stored_ones(figures, name):
     assert new.startswith(f"a\n{mark}\n| remedy | edited, kept | intrinsic, kept | task accuracy gained |\n")
     assert new.endswith(" |\n\nb\n")
     assert "old" not in new
+    new = script.written("a\n\n<!-- finding: arms mitigations gain -->\n\nold words\nof a paragraph\n\nb\n", RESULTS)
+    assert new.startswith(
+        "a\n\n<!-- finding: arms mitigations gain -->\n\nMitigations against none, task accuracy gain: "
+    )
+    assert new.endswith(" paired seeds.\n\nb\n")
+    assert "old" not in new
+    with pytest.raises(figures.UserError, match="unknown kind 'arm'; expected one of equal_terms, arms"):
+        script.written("<!-- finding: arm mitigations -->\n", RESULTS)
+    with pytest.raises(figures.UserError, match="quickstart has no table of arms"):
+        script.written("<!-- finding: arms quickstart edited -->\n", RESULTS)
     with pytest.raises(figures.UserError, match="unknown kind 'hold'; expected one of held, gains, remedies"):
         script.written("<!-- table: hold quickstart -->\n", RESULTS)
     with pytest.raises(figures.UserError, match="mitigations has no line of the editor 'roma'"):

@@ -73,12 +73,12 @@ def test_every_study_has_a_page_without_a_number_that_is_none(odd):
     for part in ("Which is kept?", "What was found", "Runs", "study.yaml", "a processor"):
         assert part in page.text
     said = {
-        "one seed": "One seed cannot tell whether edited facts",
-        "nothing written": "cannot be compared: no edited fact is right at step 0",
-        "no intrinsic facts": "cannot be compared: no intrinsic facts in this study",
-        "no edited facts": "cannot be compared: no edited facts in this study",
-        "all kept": "We cannot tell edited from intrinsic facts",
-        "none kept": "We cannot tell edited from intrinsic facts",
+        "one seed": "one seed only: other seeds and draws were not measured",
+        "nothing written": "cannot be compared on equal terms: no edited fact is right at step 0",
+        "no intrinsic facts": "cannot be compared on equal terms: no intrinsic facts in this study",
+        "no edited facts": "cannot be compared on equal terms: no edited facts in this study",
+        "all kept": "retention of edited facts",
+        "none kept": "retention of edited facts",
     }
     assert said.get(odd, "") in page.text
 
@@ -232,7 +232,7 @@ def test_one_run_of_many_edits_is_one_seed():
     rows = unread(study, seed=0, facts_seed=0)
     (cell,) = cells_of(replace(study, rows=rows), "all_correct")
     assert (len(cell.runs), cell.seeds) == (2, 1)
-    assert "One seed cannot tell" in Page(html([replace(study, rows=rows)])).text
+    assert "one seed only" in Page(html([replace(study, rows=rows)])).text
 
 
 # ------------------------------------------------------------------------------------------------ from the store
