@@ -76,7 +76,7 @@ def test_every_script_computes_the_same_tables_from_it(study, written, tmp_path,
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(ROOT / "analysis")):
             monkeypatch.delitem(sys.modules, name)
     assert made[0] == made[1]
-    assert len(made[0]) == 11
+    assert len(made[0]) == 12
 
 
 def test_a_study_that_was_run_here_is_read_from_its_rows(study, written):
