@@ -24,7 +24,8 @@ def read_checked(file: Path) -> dict[str, Tensor] | str:
     try:
         with safe_open(file, "pt") as handle:
             told = (handle.metadata() or {}).get("sha256")
-            found = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (it is no dict)
+            # Copied into memory of torch's own: where a mapped file begins moves the last bit of a product.
+            found = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118 (it is no dict)
     except (SafetensorError, OSError, ValueError) as error:
         return f"no whole safetensors file ({error})"
     return found if told == _digest(found) else "its checksum differs"

@@ -398,6 +398,8 @@ def pretrain(
     chosen = settings_of(settings or [])
     dropped: Counter[str] = Counter()
     found = gather_facts(facts, held_out=chosen.held_out, seed=chosen.seed, exposures=chosen.exposures, dropped=dropped)
+    if not found:
+        raise UserError(f"--facts {', '.join(facts)}: no fact to learn{left_out(dropped)}")
     if dropped:
         print(f"{len(found)} facts{left_out(dropped)}", file=sys.stderr)
     passages = () if text is None else read_passages(text)

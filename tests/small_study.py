@@ -41,7 +41,14 @@ TUNE: dict[str, Any] = {
     "steps": 4,
     "trainer": {"learning_rate": 1.0e-3},
 }
-ROME: dict[str, Any] = {"name": "rome", "layer": 0, "v_steps": 40}
+# Every setting that a preset of another model would give.
+ROME: dict[str, Any] = {
+    "name": "rome",
+    "layer": 0,
+    "v_steps": 40,
+    "v_weight_decay": 0.5,
+    "clamp_norm_factor": 4.0,
+}
 GRID: dict[str, Any] = {"editor": ["identity", ROME], "mitigations": [[], ["freeze"]]}
 
 

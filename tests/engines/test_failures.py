@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 import retention
-from retention import ids, snapshot
+from retention import ids, preflight, snapshot
 from retention.api import Unfinished
 from retention.cli import main
 from retention.store import Store, write_json, write_table
@@ -207,6 +207,7 @@ def test_what_the_system_refuses_to_write_is_one_clear_error_of_every_writer(pla
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="becomes another user, as only root may")
 def test_a_folder_that_is_really_read_only(monkeypatch):
     """As another user, since root writes everywhere; told before any stage."""
+    preflight.settled(study())  # imports what a run needs: Python's own files may be closed to the other user
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         place.chmod(0o777)

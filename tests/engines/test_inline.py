@@ -122,6 +122,7 @@ def test_a_stage_that_another_process_gives_up_is_not_tried_for_ever(tmp_path):
 
 
 def test_a_model_of_ours_is_pretrained_by_one_process(tmp_path, monkeypatch):
+    from retention.cache_folders import publish, sound
     from retention.engines import _work
     from retention.stages import Bench
     from retention.world import WorldModel
@@ -129,13 +130,12 @@ def test_a_model_of_ours_is_pretrained_by_one_process(tmp_path, monkeypatch):
     made = []
 
     def folder(self: WorldModel, cache: Path, progress: object = None) -> Path:
-        out = cache / "worlds" / self.key()
-        if not (out / "world.json").is_file():
+        out = self.place(cache)
+        if not sound(out):
             with (tmp_path / "made").open("a") as file:
                 file.write(f"{os.getpid()}\n")
             time.sleep(0.2)
-            out.mkdir(parents=True)
-            (out / "world.json").write_text("{}")
+            publish(out, lambda folder: {})
         made.append(out)
         return out
 

@@ -124,7 +124,7 @@ def test_what_is_trained_on_holds_the_rate_whatever_the_objective(tmp_path, obje
         ({}, "rate"),
         ({"rate": 0}, "greater than 0"),
         ({"rate": 1}, "less than 1"),
-        ({"rate": 0.1, "massed": "end"}, "replay is spaced: give schedule: massed"),
+        ({"rate": 0.1, "massed": "start"}, "replay is spaced: give schedule: massed"),
         ({"rate": 0.1, "schedule": "often"}, "'spaced' or 'massed'"),
         ({"rate": 0.1, "phrasings": -1}, "greater than or equal to 0"),
         ({"rate": 0.1, "prhasings": 1}, "Extra inputs"),
