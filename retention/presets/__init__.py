@@ -208,7 +208,12 @@ def every() -> tuple[Preset, ...]:
 
 
 def _state(folder: Path) -> tuple[Any, ...]:
-    return tuple(sorted((str(p), p.stat().st_mtime_ns) for p in folder.glob("*.yaml"))) if folder.is_dir() else ()
+    try:
+        if not folder.is_dir():
+            return ()
+        return tuple(sorted((str(p), p.stat().st_mtime_ns) for p in folder.glob("*.yaml")))
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
 
 
 @lru_cache(maxsize=8)

@@ -211,6 +211,7 @@ def test_a_folder_that_is_really_read_only(monkeypatch):
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         place.chmod(0o777)
+        monkeypatch.setenv("RETENTION_CACHE", str(place / "cache"))
         (place / "r").mkdir(mode=0o755)  # root's: nobody else may write into it
 
         def work() -> int:
