@@ -3,11 +3,12 @@
     python analysis/cited.py README.md docs/findings.md
 
 A line `<!-- table: KIND STUDY [EDITOR] -->` is above each such table, which is written again. KIND: `held`, what held
-at step 0 and was retained; `gains`, retained against gained; `remedies`, each mitigation against none. A line
-`<!-- finding: KIND STUDY [MEASURE] -->` is above a paragraph that is written again, in words that the tests of the
-table bear (retention/statistics/wording.py). KIND: `equal_terms`, edited against intrinsic facts, matched and not;
-`arms`, each value of the study's axis against its baseline, for a measure (edited, intrinsic, gain).
-`make figures` runs it.
+at step 0 and was retained; `gains`, retained against gained; `remedies`, each mitigation against none.
+
+`<!-- finding: KIND STUDY [MEASURE] -->` begins and `<!-- end -->` ends a paragraph that is written again, in words that
+the tests of the table bear (retention/statistics/wording.py). KIND: `equal_terms`, edited against intrinsic facts,
+matched and not; `arms`, each value of the study's axis against its baseline, for a measure (edited, intrinsic, gain);
+`recency`, edited against late facts, and relearning. `make figures` runs it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import mitigations
 import pandas as pd
+import recency
 import tables
 from opened import names_of, script
 
@@ -28,7 +30,7 @@ from retention.store import write_text
 from retention.types import UserError
 
 MARK = re.compile(r"(<!-- table: (\w+) (\w+)(?: ([\w-]+))? -->\n\n?)((?:\|.*\n)*)")
-FINDING = re.compile(r"<!-- finding: (\w+) (\w+)(?: (\w+))? -->\n\n?((?:[^\n<|#].*\n)*)")
+FINDING = re.compile(r"<!-- finding: (\w+) (\w+)(?: (\w+))? -->\n(?:(?!<!--).)*?<!-- end -->\n", re.DOTALL)
 WIDTH = 120
 AT_0 = {
     "efficacy_at_0": "efficacy", "paraphrase_at_0": "paraphrase", "intrinsic_at_0": "intrinsic",
@@ -102,7 +104,13 @@ def arms(folder: Path, measure: str | None) -> str:
     return f"{' '.join(mitigations.sentences(found, axis, own.index))} n: {wording.span(seeds)} paired seeds."
 
 
-FINDINGS: dict[str, Callable[[Path, str | None], str]] = {"equal_terms": equal_terms, "arms": arms}
+def recent(folder: Path, _: str | None) -> str:
+    """Edited against late facts, and relearning."""
+    seeds = sorted(set(tables.read(folder, "recency", names_end="runs")["seeds"]))
+    return f"{' '.join(recency.sentences(folder))} n: {wording.span(seeds)} seeds."
+
+
+FINDINGS: dict[str, Callable[[Path, str | None], str]] = {"equal_terms": equal_terms, "arms": arms, "recency": recent}
 KINDS: dict[str, Callable[[Path, str | None], pd.DataFrame]] = {"held": held, "gains": gains, "remedies": remedies}
 
 
@@ -123,8 +131,10 @@ def written(text: str, results: Path) -> str:
         if kind not in FINDINGS:
             raise UserError(f"finding: unknown kind {kind!r}; expected one of {', '.join(FINDINGS)}")
         mark = f"<!-- finding: {' '.join(filter(None, (kind, study, measure)))} -->"
-        return f"{mark}\n\n{textwrap.fill(FINDINGS[kind](results / study, measure), WIDTH)}\n"
+        return f"{mark}\n\n{textwrap.fill(FINDINGS[kind](results / study, measure), WIDTH)}\n\n<!-- end -->\n"
 
+    if len(FINDING.findall(text)) != text.count("<!-- finding:"):
+        raise UserError("finding: a mark without its <!-- end -->; what is between the two is written again")
     return FINDING.sub(finding, MARK.sub(table, text))
 
 

@@ -25,6 +25,7 @@ import forgetting_curves
 import half_life
 import mitigations
 import pareto
+import recency
 import replication
 import summary
 import survival
@@ -37,7 +38,8 @@ from retention.types import UserError
 Compute = Callable[[Opened], object]
 Draw = Callable[[Path, Path], None]
 SCRIPTS: tuple[ModuleType, ...] = (
-    summary, forgetting_curves, survival, forest, by_lead, fates, half_life, fact_map, dose_response, pareto, weights,
+    summary, forgetting_curves, survival, forest, by_lead, fates, recency, half_life, fact_map, dose_response, pareto,
+    weights,
 )  # fmt: skip
 DRAW: dict[str, Draw] = {  # name of the table that a script begins with -> what draws all that belongs to it
     **{module.__name__: module.draw for module in SCRIPTS},

@@ -107,16 +107,18 @@ def test_tables_and_findings_in_our_texts_are_the_stored_ones(figures, name):
     assert new.startswith(f"a\n{mark}\n| remedy | edited, kept | intrinsic, kept | task accuracy gained |\n")
     assert new.endswith(" |\n\nb\n")
     assert "old" not in new
-    new = script.written("a\n\n<!-- finding: arms mitigations gain -->\n\nold words\nof a paragraph\n\nb\n", RESULTS)
-    assert new.startswith(
-        "a\n\n<!-- finding: arms mitigations gain -->\n\nMitigations against none, task accuracy gain: "
-    )
-    assert new.endswith(" paired seeds.\n\nb\n")
+    mark, end = "<!-- finding: arms mitigations gain -->", "<!-- end -->"
+    new = script.written(f"a\n\n{mark}\nold words\n\nof two paragraphs\n{end}\n\nb\n", RESULTS)
+    assert new.startswith(f"a\n\n{mark}\n\nMitigations against none, task accuracy gain: ")
+    assert new.endswith(f" paired seeds.\n\n{end}\n\nb\n")  # what follows is not ours
     assert "old" not in new
-    with pytest.raises(figures.UserError, match="unknown kind 'arm'; expected one of equal_terms, arms"):
-        script.written("<!-- finding: arm mitigations -->\n", RESULTS)
+    for text in (f"{mark}\n\nwords by hand\n", f"{mark}\n\n{mark}\n{end}\n"):
+        with pytest.raises(figures.UserError, match="a mark without its <!-- end -->"):
+            script.written(text, RESULTS)
+    with pytest.raises(figures.UserError, match="unknown kind 'arm'; expected one of equal_terms, arms, recency"):
+        script.written(f"<!-- finding: arm mitigations -->\n{end}\n", RESULTS)
     with pytest.raises(figures.UserError, match="quickstart has no table of arms"):
-        script.written("<!-- finding: arms quickstart edited -->\n", RESULTS)
+        script.written(f"<!-- finding: arms quickstart edited -->\n{end}\n", RESULTS)
     with pytest.raises(figures.UserError, match="unknown kind 'hold'; expected one of held, gains, remedies"):
         script.written("<!-- table: hold quickstart -->\n", RESULTS)
     with pytest.raises(figures.UserError, match="mitigations has no line of the editor 'roma'"):

@@ -1,6 +1,6 @@
 """Claims in our texts: a word of direction needs numbers that bear it, and every number quoted is a stored one.
 
-Paragraphs below a `finding` mark are generated and are checked in tests/statistics/test_wording.py and
+Paragraphs between a `finding` mark and its end are generated and are checked in tests/statistics/test_wording.py and
 tests/analysis/test_figures.py. What is left is written by hand, and read here sentence by sentence.
 """
 
@@ -30,7 +30,7 @@ ESTIMATE = re.compile(r"([+-]?\d\.\d\d) \[([+-]?\d\.\d\d), ([+-]?\d\.\d\d)\]")
 def sentences(text: str) -> list[str]:
     """Those written by hand in a text of findings: no tables, code, headings or generated paragraphs."""
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    text = re.sub(r"<!-- finding: [^>]*-->\n\n?(?:[^\n<|#].*\n)*", "\n", text)
+    text = re.sub(r"<!-- finding: [^>]*-->.*?<!-- end -->", "\n", text, flags=re.DOTALL)
     paragraphs = [p for p in re.split(r"\n\s*\n", text) if not p.lstrip().startswith(("|", "#", "<!--", "!["))]
     joined = [" ".join(p.split()) for p in paragraphs]
     return [s for p in joined for s in re.split(r"(?<=[.;:?])\s+(?=[A-Z*(`])", p) if s]
