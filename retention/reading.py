@@ -100,11 +100,11 @@ def load(
         with _Files(store, done) as opened:
             return _rows(opened, store, table)  # type: ignore[arg-type]
     files = {k: store.folder(kind, k) / f"{table}.parquet" for k in done[key].drop_duplicates()}
-    found = [pd.read_parquet(file).assign(**{key: k}) for k, file in files.items() if file.is_file()]
-    if not found:
+    tables = [pd.read_parquet(file).assign(**{key: k}) for k, file in files.items() if file.is_file()]
+    if not tables:
         hint = ": no run read the edited matrices (weights: true)" if table == "weights" else ""
         raise UserError(f"{store.root}: no {table}.parquet with any run of this study{hint}")
-    return pd.concat(found, ignore_index=True)
+    return pd.concat(tables, ignore_index=True)
 
 
 def place(path: Path) -> tuple[Store, str | None]:
