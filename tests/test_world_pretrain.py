@@ -237,12 +237,8 @@ GOOD = {"subject": "Peru", "relation": "capital", "object": "Lima", "templates":
         ("{broken", "line 2, column 2: not JSON"),
         ("[1, 2]", "line 2: an object was expected"),
         ({**GOOD, "object": ""}, "line 2: 'object' is empty"),
-        ({**GOOD, "subject": None}, "line 2: 'subject' must be a text, not null"),
         ({**GOOD, "object": "Cusco", "templates": []}, "line 2: no phrasing: give `prompt`"),
-        ({**GOOD, "object": "Cusco", "templates": ["no gap"]}, "the subject 'Peru' does not occur in its templates"),
-        ({**GOOD, "object": "Cusco", "templates": ["{} or {}"]}, "line 2: templates must have exactly one {}"),
         ({"subject": "Peru", "relation": "c", "object": "L", "text": "x"}, "line 2: no key 'prompt' or 'prompts' or"),
-        ({"subject": "Peru", "relation": "c", "object": "L", "prompts": ["Chile is"]}, "does not occur in its prompts"),
         (GOOD, "line 2: .* stands in the file already"),
     ],
 )

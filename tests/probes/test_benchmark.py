@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_json():
-    small = ["--layers=2", "--width=64", "--vocabulary=800", "--edits=1", "--new-tokens=4"]
+    small = ["--model=toy", "--layers=2", "--width=64", "--vocabulary=800", "--edits=1", "--new-tokens=4"]
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "probing.py", "--json", *small],
         capture_output=True,
@@ -18,7 +18,7 @@ def test_json():
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    result = json.loads(done.stdout)
+    result = json.loads(done.stdout)["toy"]
     assert result["ratio"].keys() == {"scoring", "generation", "generation_lean"}
     assert result["max_difference"] < 1e-5
     assert result["unequal_texts"] == 0
