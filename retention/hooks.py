@@ -8,6 +8,7 @@ this is how work starts at an inner layer for any architecture, without a copy o
 from __future__ import annotations
 
 import importlib.metadata
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -82,6 +83,14 @@ def _cache_name() -> str:
 def cache_argument(cache: Any) -> dict[str, Any]:
     """The keyword argument that hands a model its cache; none without one."""
     return {} if cache is None else {_cache_name(): cache}
+
+
+@contextmanager
+def old_cache_name() -> Iterator[None]:
+    """Without the warning that peft 0.21 hands its learned prefix over by the name that 5.24 has replaced."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`past_key_values` is deprecated")
+        yield
 
 
 def cache_of(output: Any) -> Any:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from retention import models
-from retention.hooks import only_at
+from retention.hooks import old_cache_name, only_at
 from retention.probes._prepared import Prepared
 from retention.probes._rows import NEXT, Continuation, Row, batches, pack
 
@@ -106,10 +106,13 @@ def logits_where(model: Any, wanted: Tensor, **inputs: Any) -> Any:
     wanted: [rows, tokens] bool; places count from the first token given, learned virtual tokens before it are skipped.
     """
     prompt = soft_prompt(model)
-    if prompt is not None and str(getattr(prompt.peft_type, "value", prompt.peft_type)) not in ("PREFIX_TUNING",):
+    if prompt is None:
+        return model(**inputs, logits_to_keep=wanted)
+    if str(getattr(prompt.peft_type, "value", prompt.peft_type)) != "PREFIX_TUNING":  # whose prefix is no tokens
         virtual = wanted.new_zeros(len(wanted), prompt.num_virtual_tokens)
         wanted = torch.cat([virtual, wanted], dim=1)
-    return model(**inputs, logits_to_keep=wanted)
+    with old_cache_name():
+        return model(**inputs, logits_to_keep=wanted)
 
 
 @dataclass(frozen=True, kw_only=True)

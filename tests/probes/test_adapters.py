@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 
+from retention.hooks import old_cache_name
 from retention.probes import Generate, Score
 from tests import tiny
 from tests.probes.independent import alone, question, some_questions
@@ -32,7 +33,7 @@ def adapted(kind: str):
 
 def whole(model, ids):
     """Logits [tokens, vocabulary] after each real token, by one plain forward."""
-    with torch.no_grad():
+    with torch.no_grad(), old_cache_name():
         ids = torch.tensor([ids])
         return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -ids.shape[1] :]
 
